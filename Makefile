@@ -1,0 +1,58 @@
+# make test     set up .venv once and run the tests       PYTEST_ARGS="-k swapper -x" narrows them
+# make demo     speech, text and images to stores and into a small model; pictures in demo/out
+# make lint     ruff and mypy
+# make format   ruff, rewriting files
+# make clean    remove .venv, caches and the demo's output
+#
+# PYTHON picks the interpreter (3.11 or newer).  TORCH_INDEX, where set, is the package index that
+# `make demo` takes PyTorch from: set it to PyTorch's CPU index to do without the CUDA packages.
+
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/installed
+INSTALLED_DEMO := $(VENV)/installed-demo
+SOURCES := $(wildcard raggedstore tests examples benchmarks demo tools)
+
+.PHONY: test demo lint format clean
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(INSTALLED_DEMO)
+	$(BIN)/python demo/demo.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { \
+		echo "raggedstore needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[test,lint]'
+	@touch $@
+
+# PyTorch comes first and pinned, so that nothing after it takes a build with CUDA.
+$(INSTALLED_DEMO): pyproject.toml $(INSTALLED)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""Ragged samples in ordinary HDF5 files: compressed, appendable, fast to train from."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from raggedstore.arrays import MemorySwapper, RaggedEArray, RaggedVLArray
+from raggedstore.batch import RaggedBatch
+from raggedstore.errors import (
+    ConflictError,
+    CorruptionError,
+    FormatError,
+    KeyTypeError,
+    MissingExtraError,
+    NotAStoreError,
+    OutOfRangeError,
+    RaggedStoreError,
+    SampleError,
+    SampleTypeError,
+    SchemaError,
+    StorageError,
+    UnknownFieldError,
+    UsageError,
+    VersionError,
+)
+from raggedstore.opening import open
+from raggedstore.samples import FieldView, Samples, concat
+from raggedstore.schema import Field, Schema
+from raggedstore.segment.codec import Compression
+from raggedstore.store.store import Store, create
+
+try:
+    __version__ = version("raggedstore")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Compression",
+    "ConflictError",
+    "CorruptionError",
+    "Field",
+    "FieldView",
+    "FormatError",
+    "KeyTypeError",
+    "MemorySwapper",
+    "MissingExtraError",
+    "NotAStoreError",
+    "OutOfRangeError",
+    "RaggedBatch",
+    "RaggedEArray",
+    "RaggedStoreError",
+    "RaggedVLArray",
+    "SampleError",
+    "SampleTypeError",
+    "Samples",
+    "Schema",
+    "SchemaError",
+    "StorageError",
+    "Store",
+    "UnknownFieldError",
+    "UsageError",
+    "VersionError",
+    "concat",
+    "create",
+    "open",
+]

@@ -1,0 +1,268 @@
+"""`RaggedBatch`: many samples of one ragged field in one contiguous array.
+
+The layout that variable-length kernels take: all samples flattened one after another, and
+offsets that say where each begins. Views of single samples cost no copy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import SampleError, UsageError
+from raggedstore.indexing import as_position, as_positions, is_single
+
+__all__ = ["RaggedBatch", "expand_ranges", "offsets_of"]
+
+Int64s = npt.NDArray[np.int64]
+
+
+def offsets_of(lengths: npt.ArrayLike) -> Int64s:
+    """(n + 1,) int64: the running sum of (n,) `lengths`, starting at 0."""
+    lengths = np.asarray(lengths)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def expand_ranges(starts: Int64s, lengths: Int64s) -> Int64s:
+    """The indices ``starts[0] … starts[0] + lengths[0] - 1, starts[1] …`` as one int64 array."""
+    offsets = offsets_of(lengths)
+    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
+
+
+class RaggedBatch(Sequence[npt.NDArray[Any]]):
+    """Samples of one ragged field, flattened into one array.
+
+    Parameters
+    ----------
+    values
+        (total,) all samples flattened row-major, one after another; or (rows, ...) where the
+        samples differ in their first dimension only, and `offsets` then counts rows.
+    offsets
+        (n + 1,) non-decreasing, from 0 to ``len(values)``: sample i is
+        ``values[offsets[i]:offsets[i + 1]]``.
+    shapes
+        (n, d) shape of each sample; by default one-dimensional samples.
+
+    Attributes
+    ----------
+    values : (total,) ndarray
+    offsets : (n + 1,) int64 ndarray, in values
+    shapes : (n, d) int64 ndarray
+    """
+
+    __slots__ = ("offsets", "shapes", "values")
+
+    def __init__(
+        self,
+        values: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        shapes: npt.ArrayLike | None = None,
+    ) -> None:
+        array = np.asarray(values)
+        where = np.asarray(offsets)
+        if where.ndim != 1 or len(where) < 1 or where.dtype.kind not in "iu":
+            raise SampleError("offsets must be n + 1 integers, the first of them 0")
+        where = where.astype(np.int64)
+        if array.ndim == 0:
+            raise SampleError("values must have at least one dimension")
+        if where[0] != 0 or where[-1] != len(array) or (np.diff(where) < 0).any():
+            raise SampleError(
+                f"offsets must rise from 0 to the {len(array)} values, "
+                f"got {where[0]} to {where[-1]}"
+            )
+        if shapes is None:
+            tail = np.array(array.shape[1:], np.int64)
+            shape_rows = np.empty((len(where) - 1, array.ndim), np.int64)
+            shape_rows[:, 0] = np.diff(where)
+            shape_rows[:, 1:] = tail
+            where = where * int(np.prod(tail))
+        else:
+            shape_rows = np.asarray(shapes, np.int64)
+            if array.ndim != 1 or shape_rows.ndim != 2 or len(shape_rows) != len(where) - 1:
+                raise SampleError("with shapes (n, d), values must be flat and offsets n + 1")
+            if (shape_rows < 0).any() or (shape_rows.prod(axis=1) != np.diff(where)).any():
+                raise SampleError("shapes do not multiply to the number of values between offsets")
+        self.values = array.reshape(-1)
+        self.offsets = where
+        self.shapes = shape_rows
+
+    @classmethod
+    def trusted(cls, values: npt.NDArray[Any], offsets: Int64s, shapes: Int64s) -> RaggedBatch:
+        """A batch of parts that are known to agree: nothing is checked again."""
+        batch = cls.__new__(cls)
+        batch.values, batch.offsets, batch.shapes = values, offsets, shapes
+        return batch
+
+    @classmethod
+    def from_list(
+        cls, samples: Sequence[npt.ArrayLike], dtype: Any = None, ndim: int | None = None
+    ) -> RaggedBatch:
+        """A batch of the given arrays, copied; `ndim` is needed only for an empty list."""
+        arrays = [np.asarray(sample, dtype) for sample in samples]
+        dims = {array.ndim for array in arrays} or {1 if ndim is None else ndim}
+        if len(dims) > 1:
+            raise SampleError(f"samples of one batch must agree in dimensions, got {sorted(dims)}")
+        shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), dims.pop())
+        values = np.concatenate([a.reshape(-1) for a in arrays]) if arrays else np.empty(0, dtype)
+        return cls.trusted(values, offsets_of(shapes.prod(axis=1)), shapes)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, key: Any) -> Any:
+        """Sample `key` as a view, or for a slice, list or mask the batch of those samples."""
+        if is_single(key):
+            i = as_position(key, len(self))
+            flat = self.values[self.offsets[i] : self.offsets[i + 1]]
+            return flat.reshape(self.shapes[i])
+        return self.take(as_positions(key, len(self)))
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        for i in range(len(self)):
+            yield self[i]
+
+    def __repr__(self) -> str:
+        return (
+            f"<RaggedBatch of {len(self)} {self.dtype} samples, {self.ndim}-d, "
+            f"{len(self.values)} values>"
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the values."""
+        return self.values.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of each sample."""
+        return int(self.shapes.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values, offsets and shapes."""
+        return self.values.nbytes + self.offsets.nbytes + self.shapes.nbytes
+
+    @property
+    def lengths(self) -> Int64s:
+        """(n,) int64: the first dimension of each sample (1 for scalars)."""
+        if not self.ndim:
+            return np.ones(len(self), np.int64)
+        lengths: Int64s = self.shapes[:, 0]
+        return lengths
+
+    @property
+    def cu_seqlens(self) -> npt.NDArray[np.int32]:
+        """(n + 1,) int32 running sum of `lengths`, as variable-length attention takes it."""
+        total = offsets_of(self.lengths)
+        if total[-1] > np.iinfo(np.int32).max:
+            raise UsageError(f"{total[-1]} rows do not fit in the int32 of cu_seqlens")
+        return total.astype(np.int32)
+
+    def take(self, positions: Int64s) -> RaggedBatch:
+        """The batch of the samples at the non-negative `positions`, copied."""
+        starts, sizes = self.offsets[:-1][positions], np.diff(self.offsets)[positions]
+        values = self.values[expand_ranges(starts, sizes)]
+        return RaggedBatch.trusted(values, offsets_of(sizes), self.shapes[positions])
+
+    def to_list(self) -> list[npt.NDArray[Any]]:
+        """One array per sample, each of its own shape: views, not copies."""
+        bounds, shapes = self.offsets.tolist(), self.shapes.tolist()
+        values = self.values
+        if self.ndim == 1:
+            return [values[a:b] for a, b in itertools.pairwise(bounds)]
+        return [
+            values[a:b].reshape(shape)
+            for a, b, shape in zip(bounds, bounds[1:], shapes, strict=False)
+        ]
+
+    def _padded_length(self, multiple_of: int, max_length: int | None) -> int:
+        if multiple_of < 1:
+            raise UsageError(f"multiple_of must be at least 1, got {multiple_of}")
+        if max_length is not None and max_length < 0:
+            raise UsageError(f"max_length must not be negative, got {max_length}")
+        longest = int(self.lengths.max(initial=0))
+        if max_length is not None:
+            longest = min(longest, max_length)
+        return -(-longest // multiple_of) * multiple_of
+
+    def to_padded(
+        self,
+        value: Any = 0,
+        side: Literal["left", "right"] = "right",
+        *,
+        multiple_of: int = 1,
+        max_length: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """One dense array, shorter samples filled up with `value`.
+
+        Parameters
+        ----------
+        value
+            What to fill with.
+        side
+            Which side of the first dimension the filling comes on; further ragged dimensions
+            are filled at their ends.
+        multiple_of
+            Round the padded first dimension up to a multiple of this.
+        max_length
+            Longer samples are cut to this many rows (the first ones), before rounding.
+
+        Returns
+        -------
+        (n, longest, ...) array of the batch's dtype.
+        """
+        _check_side(side)
+        if not self.ndim:
+            return self.values.copy()
+        length = self._padded_length(multiple_of, max_length)
+        cut = length if max_length is None else min(length, max_length)
+        tail = tuple(int(d) for d in self.shapes[:, 1:].max(axis=0, initial=0))
+        out = np.full((len(self), length, *tail), value, self.dtype)
+        lengths = np.minimum(self.lengths, cut)
+        if self.ndim == 1 or (self.shapes[:, 1:] == np.array(tail, np.int64)).all():
+            # Only the first dimension is ragged: one masked assignment for the whole batch.
+            row = int(np.prod(tail))
+            rows = self.values.reshape(-1, row) if row else self.values.reshape(0, 1)
+            if row and len(rows):
+                picked = rows
+                if (lengths != self.lengths).any():
+                    picked = rows[expand_ranges(self.offsets[:-1] // row, lengths)]
+                out.reshape(len(self), length, row)[self._mask(lengths, length, side)] = picked
+            return out
+        for i, sample in enumerate(self):
+            kept = sample[: lengths[i]]
+            first = length - len(kept) if side == "left" else 0
+            window = (slice(first, first + len(kept)), *(slice(0, d) for d in kept.shape[1:]))
+            out[i][window] = kept
+        return out
+
+    @staticmethod
+    def _mask(lengths: Int64s, length: int, side: str) -> npt.NDArray[np.bool_]:
+        steps = np.arange(length)
+        if side == "left":
+            steps = steps[::-1]
+        return steps[None, :] < lengths[:, None]
+
+    def mask(
+        self,
+        side: Literal["left", "right"] = "right",
+        *,
+        multiple_of: int = 1,
+        max_length: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """(n, longest) bool: True where `to_padded` with the same arguments holds data."""
+        _check_side(side)
+        length = self._padded_length(multiple_of, max_length)
+        cut = length if max_length is None else min(length, max_length)
+        return self._mask(np.minimum(self.lengths, cut), length, side)
+
+
+def _check_side(side: str) -> None:
+    if side not in ("left", "right"):
+        raise UsageError(f"side must be 'left' or 'right', got {side!r}")

@@ -1,0 +1,107 @@
+"""What an index means: the same as on a Python list or a one-dimensional NumPy array.
+
+Strategy: every key becomes either one non-negative int (a single item was asked for) or a
+one-dimensional int64 array of non-negative positions (several were), checked against the
+length before anything is read. Nothing below this module ever sees a negative, a slice, a
+mask or a position out of range.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import KeyTypeError, OutOfRangeError
+
+__all__ = ["Positions", "as_position", "as_positions", "is_single"]
+
+Positions = npt.NDArray[np.int64]
+
+
+def is_single(key: object) -> bool:
+    """Whether `key` asks for one item (an int, a NumPy integer, a 0-d integer array)."""
+    if isinstance(key, (bool, np.bool_)):
+        return False
+    if isinstance(key, np.ndarray):
+        return key.ndim == 0 and key.dtype.kind in "iu"
+    return hasattr(key, "__index__")
+
+
+def as_position(key: object, length: int, *, what: str = "sample") -> int:
+    """The non-negative position that the int `key` means among `length` items.
+
+    Raises
+    ------
+    OutOfRangeError
+        `key` is not in ``[-length, length)``.
+    KeyTypeError
+        `key` is no integer.
+    """
+    if isinstance(key, (bool, np.bool_)):
+        raise KeyTypeError(f"a single bool is no {what} index; a mask needs one bool per {what}")
+    try:
+        position = operator.index(key)  # type: ignore[arg-type]
+    except TypeError:
+        raise KeyTypeError(
+            f"{what} indices must be integers, slices, integer arrays or boolean masks, "
+            f"not {type(key).__name__}"
+        ) from None
+    if not -length <= position < length:
+        raise OutOfRangeError(f"{what} index {position} is out of range for length {length}")
+    return position + length if position < 0 else position
+
+
+def as_positions(key: Any, length: int, *, what: str = "sample") -> Positions:
+    """The positions that a slice, an index array or list, or a boolean mask means.
+
+    Returns
+    -------
+    (k,) int64, each in ``[0, length)``, in the order asked for, repeats kept.
+
+    Raises
+    ------
+    OutOfRangeError
+        An index is out of range, or a mask has the wrong length.
+    KeyTypeError
+        `key` is a float, a tuple, a string, or an array of such or of two dimensions.
+    """
+    if isinstance(key, slice):
+        try:
+            return np.arange(*key.indices(length), dtype=np.int64)
+        except TypeError as error:
+            raise KeyTypeError(f"{what} slice {key}: {error}") from None
+    if is_single(key):
+        return np.array([as_position(key, length, what=what)], np.int64)
+    if key is None or isinstance(key, (str, bytes, tuple, float, complex, dict, set)):
+        as_position(key, length, what=what)  # raises, with the one message for all of these
+    if isinstance(key, (bool, np.bool_)):
+        as_position(key, length, what=what)
+    try:
+        array = np.asarray(key)
+    except (ValueError, TypeError) as error:
+        raise KeyTypeError(f"{what} index list: {error}") from None
+    if array.ndim != 1:
+        raise KeyTypeError(f"{what} index arrays must have one dimension, got {array.ndim}")
+    if array.dtype == np.bool_:
+        if len(array) != length:
+            raise OutOfRangeError(
+                f"boolean mask of length {len(array)} does not match {length} {what}s"
+            )
+        return np.flatnonzero(array).astype(np.int64, copy=False)
+    if array.size == 0:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
+        if array.dtype.kind == "O" and all(is_single(item) for item in array):
+            # Python ints beyond 64 bits: certainly out of range, and as_position says of what.
+            return np.array([as_position(item, length, what=what) for item in array], np.int64)
+        raise KeyTypeError(f"{what} index arrays must hold integers or bools, not {array.dtype}")
+    low, high = int(array.min()), int(array.max())
+    if low < -length or high >= length:
+        bad = high if high >= length else low
+        raise OutOfRangeError(f"{what} index {bad} is out of range for length {length}")
+    positions = array.astype(np.int64)
+    positions[positions < 0] += length
+    return positions

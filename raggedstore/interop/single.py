@@ -1,0 +1,142 @@
+"""A single HDF5 file: a segment by itself, opened with the same calls, and made from a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.batch import RaggedBatch
+from raggedstore.errors import ConflictError, NotAStoreError
+from raggedstore.indexing import Positions
+from raggedstore.progress import track
+from raggedstore.samples import Column, Samples
+from raggedstore.schema import Schema
+from raggedstore.segment.codec import Compression
+from raggedstore.segment.reader import ReadContext, SegmentReader, map_file
+from raggedstore.segment.rebuild import rebuild_table
+from raggedstore.segment.writer import SegmentWriter
+from raggedstore.store import files
+from raggedstore.store.writer import encoding_pool
+from raggedstore.units import format_bytes, parse_bytes
+
+__all__ = ["SingleFile", "export"]
+
+
+class SingleFile(Samples):
+    """The samples in one HDF5 file, read-only.
+
+    Parameters
+    ----------
+    path
+        The file: a segment, an exported store, or one in the layout of data,
+        data_start_and_stop and data_shape.
+    group
+        The group in it where the fields, or that layout, lie.
+    budget
+        Bytes of decoded data to hold.
+    in_memory
+        Read the file whole into memory instead of mapping it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        group: str = "/",
+        budget: int | str = "256MB",
+        in_memory: bool = False,
+    ) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise NotAStoreError(f"{self._path}: no such file")
+        self._options = {"group": group, "budget": budget, "in_memory": in_memory}
+        data = map_file(self._path, in_memory=in_memory)
+        table = rebuild_table(str(self._path), data, group=group)
+        context = ReadContext(parse_bytes(budget, what="budget"), in_memory=in_memory)
+        self._reader = SegmentReader(str(self._path), data, table, context)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self._path), self._options)
+
+    @property
+    def schema(self) -> Schema:
+        return self._reader.table.schema
+
+    @property
+    def nbytes_stored(self) -> int:
+        """Bytes of the file."""
+        return len(self._reader.stored)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name} {field!r}" for name, field in self.schema.items())
+        size = format_bytes(self.nbytes_stored)
+        return f"<SingleFile {self._path}: {len(self)} samples in {size}; {fields}>"
+
+    def read(self, name: str, positions: Positions) -> Column:
+        field = self.schema[name]
+        reader = self._reader
+        return reader.ragged(name, positions) if field.is_ragged else reader.dense(name, positions)
+
+    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
+        self.schema[name]
+        return self._reader.shapes(name, positions)
+
+
+def _reopen(path: str, options: dict[str, Any]) -> SingleFile:
+    return SingleFile(path, **options)
+
+
+def export(
+    samples: Samples,
+    path: str | os.PathLike[str],
+    compressions: Mapping[str, Compression],
+    *,
+    progress: bool = False,
+) -> None:
+    """Write `samples` into one HDF5 file, which appears whole or not at all.
+
+    Raises
+    ------
+    ConflictError
+        The file exists.
+    """
+    target = Path(path)
+    if target.exists():
+        raise ConflictError(f"{target} exists already")
+    temporary = target.with_name(f"{files.TEMPORARY}{os.getpid()}-{target.name}")
+    pool = encoding_pool()
+    writer = SegmentWriter(temporary, samples.schema, compressions, pool)
+    try:
+        positions = np.arange(len(samples), dtype=np.int64)
+        with track("exporting", len(samples), enabled=progress) as advance:
+            for block in samples.blocks(positions):
+                parts = {}
+                for name in samples.schema:
+                    column = samples.read(name, block)
+                    shapes = samples.read_shapes(name, block)
+                    flat = column.values if isinstance(column, RaggedBatch) else column.reshape(-1)
+                    parts[name] = (flat, shapes)
+                writer.extend(parts, len(block))
+                advance(len(block))
+        writer.seal()
+        files.sync_file(temporary)
+        with files.storage_errors(target, "be put in place"):
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                raise ConflictError(f"{target} exists already") from None
+        files.sync_folder(target.parent)
+    finally:
+        writer.abort()
+        pool.shutdown()
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,69 @@
+"""`open`: a store's folder or a single HDF5 file, by the same call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raggedstore.errors import NotAStoreError, UsageError
+from raggedstore.interop.single import SingleFile
+from raggedstore.store.store import DEFAULT_BUDGET, Store
+
+__all__ = ["open"]
+
+
+def open(
+    path: str | os.PathLike[str],
+    mode: str = "r",
+    *,
+    version: int | None = None,
+    group: str | None = None,
+    budget: int | str = DEFAULT_BUDGET,
+    in_memory: bool = False,
+    verify: bool = False,
+) -> Store | SingleFile:
+    """Open a store, or one HDF5 file as if it were one.
+
+    Parameters
+    ----------
+    path
+        A store's folder, or an HDF5 file: a segment, an exported store, or data with
+        data_start_and_stop and data_shape.
+    mode
+        "r" to read; "a" to write too (stores only).
+    version
+        Of a store: which version to read, by default the newest.
+    group
+        Of a file: the group to read, by default the root.
+    budget
+        Bytes of decoded data to hold: an int, or a string such as "256MB".
+    in_memory
+        Read files whole into memory instead of mapping them.
+    verify
+        Of a store: verify all checksums and side columns first.
+
+    Raises
+    ------
+    NotAStoreError
+        There is nothing to open.
+    VersionError
+        The store has no such version.
+    CorruptionError
+        What is there is damaged.
+    """
+    where = Path(path)
+    if where.is_dir():
+        if group is not None:
+            raise UsageError("a store has no groups: group= is for single files")
+        return Store(
+            where, mode, version=version, budget=budget, in_memory=in_memory, verify=verify
+        )
+    if not where.exists():
+        raise NotAStoreError(f"{where}: no such file or folder")
+    if mode != "r":
+        raise UsageError("a single file opens to read only: mode='r'")
+    if version is not None:
+        raise UsageError("a single file has no versions")
+    if verify:
+        raise UsageError("a single file has no checksums to verify")
+    return SingleFile(where, group=group or "/", budget=budget, in_memory=in_memory)

@@ -1,0 +1,409 @@
+"""What everything that holds samples has in common: a store, a selection, several stores.
+
+A subclass says how many samples it has and reads the fields of given positions; indexing,
+batches, iteration, views and statistics are made of that here, so that they mean the same
+everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.batch import RaggedBatch, offsets_of
+from raggedstore.errors import CorruptionError, SchemaError, UsageError
+from raggedstore.indexing import Positions, as_position, as_positions, is_single
+from raggedstore.schema import Field, Schema
+
+__all__ = ["Concatenation", "FieldView", "Samples", "Selection", "Stats", "concat"]
+
+Column = RaggedBatch | npt.NDArray[Any]
+
+_BLOCK_BYTES = 2**24
+_BLOCK_SAMPLES = 4096
+
+
+class Samples(ABC):
+    """A sequence of samples: index it like a list, or by field name."""
+
+    @property
+    @abstractmethod
+    def schema(self) -> Schema:
+        """The fields of every sample."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, name: str, positions: Positions) -> Column:
+        """The field `name` of the samples at the checked `positions`.
+
+        Returns
+        -------
+        RaggedBatch of a ragged field (text as its bytes), (k, ...) ndarray of any other.
+        """
+
+    @abstractmethod
+    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
+        """(k, d) shapes of the field `name` at the checked `positions`, without its data."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """A field by name, a sample by int, or a list of samples by slice, list or mask.
+
+        A sample is a dict of arrays: ``str`` for text, a NumPy scalar for a scalar.
+        """
+        if isinstance(key, str):
+            return FieldView(self, key)
+        if is_single(key):
+            position = np.array([as_position(key, len(self))], np.int64)
+            return {n: present_list(f, self.read(n, position))[0] for n, f in self.schema.items()}
+        return self._rows(as_positions(key, len(self)))
+
+    def _rows(self, positions: Positions) -> list[dict[str, Any]]:
+        columns = {n: present_list(f, self.read(n, positions)) for n, f in self.schema.items()}
+        names = list(columns)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for block in self.blocks(np.arange(len(self), dtype=np.int64)):
+            yield from self._rows(block)
+
+    def batch(self, key: Any) -> dict[str, Any]:
+        """The samples of a slice, list or mask as one array a field.
+
+        Returns
+        -------
+        dict of RaggedBatch for a ragged field, ndarray for any other, list for text.
+        """
+        positions = as_positions(key, len(self))
+        return {n: present(f, self.read(n, positions)) for n, f in self.schema.items()}
+
+    def select(self, indices: Any = None, *, fields: Sequence[str] | None = None) -> Selection:
+        """A view of some samples, or some fields, or both: nothing is read or copied."""
+        if isinstance(fields, str):
+            raise UsageError(f"fields is a list of names, such as [{fields!r}]")
+        positions = None if indices is None else as_positions(indices, len(self))
+        return Selection(self, positions, None if fields is None else tuple(fields))
+
+    def blocks(
+        self,
+        positions: Positions,
+        *,
+        max_bytes: int = _BLOCK_BYTES,
+        max_samples: int = _BLOCK_SAMPLES,
+    ) -> Iterator[Positions]:
+        """`positions` in runs that decode to at most `max_bytes` (or are one sample each)."""
+        for i in range(0, len(positions), max_samples):
+            run = positions[i : i + max_samples]
+            sizes = np.zeros(len(run), np.int64)
+            for name, field in self.schema.items():
+                shapes = self.read_shapes(name, run)
+                sizes += shapes.prod(axis=1) * field.dtype.itemsize
+            total = offsets_of(sizes)
+            start = 0
+            while start < len(run):
+                stop = int(np.searchsorted(total, total[start] + max_bytes, "right")) - 1
+                stop = max(stop, start + 1)
+                yield run[start:stop]
+                start = stop
+
+
+class FieldView:
+    """One field of a store or view: index it like a list of arrays."""
+
+    def __init__(self, samples: Samples, name: str) -> None:
+        self.field: Field = samples.schema[name]
+        self.name = name
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __repr__(self) -> str:
+        return f"<field {self.name!r} of {len(self)} samples: {self.field!r}>"
+
+    def __getitem__(self, key: Any) -> Any:
+        """One sample's value by int; a list of values by slice, list or mask."""
+        if is_single(key):
+            position = np.array([as_position(key, len(self))], np.int64)
+            return present_list(self.field, self._samples.read(self.name, position))[0]
+        positions = as_positions(key, len(self))
+        return present_list(self.field, self._samples.read(self.name, positions))
+
+    def __iter__(self) -> Iterator[Any]:
+        for block in self._blocks():
+            yield from present_list(self.field, self._samples.read(self.name, block))
+
+    def _blocks(self) -> Iterator[Positions]:
+        only = self._samples.select(fields=[self.name])
+        return only.blocks(np.arange(len(self), dtype=np.int64))
+
+    def batch(self, key: Any) -> Any:
+        """The values of a slice, list or mask as one RaggedBatch (ndarray, list for text)."""
+        positions = as_positions(key, len(self))
+        return present(self.field, self._samples.read(self.name, positions))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the stored values."""
+        return self.field.dtype
+
+    @property
+    def shapes(self) -> npt.NDArray[np.int64]:
+        """(n, d) int64 shape of each sample, read without its data (text: its bytes)."""
+        return self._samples.read_shapes(self.name, np.arange(len(self), dtype=np.int64))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(n,) int64 first dimension of each sample (1 for scalars, text: its bytes)."""
+        shapes = self.shapes
+        return shapes[:, 0].copy() if shapes.shape[1] else np.ones(len(self), np.int64)
+
+    def crop(self, indices: Any, starts: npt.ArrayLike, stops: npt.ArrayLike) -> RaggedBatch:
+        """Windows of samples along their first dimension.
+
+        Parameters
+        ----------
+        indices
+            (k,) which samples.
+        starts, stops
+            (k,) the rows of each, as in a slice without negative bounds: cut to its length.
+        """
+        if not self.field.is_ragged or self.field.kind == "str":
+            raise UsageError(f"field {self.name!r} has no ragged dimension to crop")
+        positions = as_positions(indices, len(self))
+        low, high = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+        if low.shape != positions.shape or high.shape != positions.shape or (low < 0).any():
+            raise UsageError("starts and stops hold one non-negative int for each index")
+        whole = self._samples.read(self.name, positions)
+        assert isinstance(whole, RaggedBatch)
+        return RaggedBatch.from_list(
+            [sample[a:b] for sample, a, b in zip(whole, low, high, strict=True)],
+            self.dtype,
+            self.field.ndim,
+        )
+
+    def stats(self) -> Stats:
+        """Count, min, max, mean and standard deviation of all values, in one pass.
+
+        Merges blocks by the formula of Chan, Golub and LeVeque (1979), in float64.
+        """
+        if self.field.kind != "array" or self.dtype.kind == "c":
+            raise UsageError(f"field {self.name!r} holds no real numbers to take statistics of")
+        total = Stats(0, None, None, float("nan"), float("nan"))
+        for block in self._blocks():
+            column = self._samples.read(self.name, block)
+            values = column.values if isinstance(column, RaggedBatch) else column.reshape(-1)
+            total = total.merge(Stats.of(values))
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Statistics of values: `std` is the population's. NaN and None where there are none."""
+
+    count: int
+    min: Any
+    max: Any
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> Stats:
+        """Statistics of one array."""
+        if not values.size:
+            return cls(0, None, None, float("nan"), float("nan"))
+        wide = values.astype(np.float64)
+        return cls(
+            values.size,
+            values.min().item(),
+            values.max().item(),
+            float(wide.mean()),
+            float(wide.std()),
+        )
+
+    def merge(self, other: Stats) -> Stats:
+        """Statistics of both together."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        squares = (
+            self.std**2 * self.count
+            + other.std**2 * other.count
+            + delta**2 * self.count * other.count / count
+        )
+        return Stats(
+            count,
+            min(self.min, other.min),
+            max(self.max, other.max),
+            self.mean + delta * other.count / count,
+            float(np.sqrt(squares / count)),
+        )
+
+
+class Selection(Samples):
+    """Some samples, or some fields, of another `Samples`; cheap, picklable, nothing copied."""
+
+    def __init__(
+        self, base: Samples, positions: Positions | None, fields: tuple[str, ...] | None
+    ) -> None:
+        self._base = base
+        self._positions = positions
+        self._schema = base.schema if fields is None else base.schema.only(fields)
+
+    @property
+    def schema(self) -> Schema:
+        return self._schema
+
+    def __len__(self) -> int:
+        return len(self._base) if self._positions is None else len(self._positions)
+
+    def __repr__(self) -> str:
+        return f"<Selection of {len(self)} samples, {', '.join(self._schema)}, from {self._base!r}>"
+
+    def _of_base(self, positions: Positions) -> Positions:
+        return positions if self._positions is None else self._positions[positions]
+
+    def read(self, name: str, positions: Positions) -> Column:
+        return self._base.read(name, self._of_base(positions))
+
+    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
+        return self._base.read_shapes(name, self._of_base(positions))
+
+
+class Concatenation(Samples):
+    """Several stores or views of one schema, one after another."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        if not parts:
+            raise UsageError("nothing to concatenate")
+        for part in parts[1:]:
+            if part.schema != parts[0].schema:
+                raise SchemaError(
+                    f"stores of different schemas: {parts[0].schema!r} and {part.schema!r}"
+                )
+        self._parts = list(parts)
+        self._starts = offsets_of([len(part) for part in parts])
+
+    @property
+    def schema(self) -> Schema:
+        return self._parts[0].schema
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"
+
+    def read(self, name: str, positions: Positions) -> Column:
+        field = self.schema[name]
+        return read_parts(
+            field, self._starts, positions, lambda i, local: self._parts[i].read(name, local)
+        )
+
+    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
+        return shapes_of_parts(
+            self.schema[name],
+            self._starts,
+            positions,
+            lambda i, local: self._parts[i].read_shapes(name, local),
+        )
+
+
+def concat(parts: Sequence[Samples]) -> Concatenation:
+    """One store-like view over several stores or views of the same schema, nothing copied."""
+    return Concatenation(parts)
+
+
+def split_by_part(
+    starts: npt.NDArray[np.int64], positions: Positions
+) -> tuple[list[tuple[int, Positions]], npt.NDArray[np.int64] | None]:
+    """Positions within each part, and how to put what the parts give back into order.
+
+    Returns
+    -------
+    list of (part, positions in it), and the (k,) index that restores the order asked for, or
+    None where the parts come in it already.
+    """
+    part = np.searchsorted(starts, positions, "right") - 1
+    restore = None
+    if len(part) and (np.diff(part) < 0).any():
+        order = np.argsort(part, kind="stable")
+        part, positions = part[order], positions[order]
+        restore = np.empty(len(order), np.int64)
+        restore[order] = np.arange(len(order))
+    edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
+    runs = [
+        (int(part[a]), positions[a:b] - starts[part[a]])
+        for a, b in itertools.pairwise(edges)
+        if b > a
+    ]
+    return runs, restore
+
+
+def read_parts(
+    field: Field, starts: npt.NDArray[np.int64], positions: Positions, read: Any
+) -> Column:
+    """What ``read(part, positions in it)`` gives for each part, in the order asked for."""
+    runs, restore = split_by_part(starts, positions)
+    if len(runs) == 1 and restore is None:
+        column: Column = read(*runs[0])
+        return column
+    pieces = [read(*run) for run in runs]
+    if not field.is_ragged:
+        empty = np.empty((0, *(d or 0 for d in field.shape)), field.dtype)
+        # Left to itself concatenate gives the native byte order.
+        dense = np.concatenate(pieces, dtype=field.dtype) if pieces else empty
+        return dense if restore is None else dense[restore]
+    if not pieces:
+        none = np.zeros(0, np.int64)
+        return RaggedBatch.trusted(
+            np.empty(0, field.dtype), offsets_of(none), np.empty((0, field.ndim), np.int64)
+        )
+    sizes = np.concatenate([np.diff(piece.offsets) for piece in pieces])
+    batch = RaggedBatch.trusted(
+        np.concatenate([piece.values for piece in pieces], dtype=field.dtype),
+        offsets_of(sizes),
+        np.concatenate([piece.shapes for piece in pieces]),
+    )
+    return batch if restore is None else batch.take(restore)
+
+
+def shapes_of_parts(
+    field: Field, starts: npt.NDArray[np.int64], positions: Positions, read: Any
+) -> npt.NDArray[np.int64]:
+    """As `read_parts`, of shapes."""
+    runs, restore = split_by_part(starts, positions)
+    pieces = [read(*run) for run in runs] or [np.empty((0, field.ndim), np.int64)]
+    shapes: npt.NDArray[np.int64] = np.concatenate(pieces)
+    return shapes if restore is None else shapes[restore]
+
+
+def present(field: Field, column: Column) -> Any:
+    """A column as `batch` gives it: text as a list of str or bytes, all else as it is."""
+    if field.kind == "array":
+        return column
+    assert isinstance(column, RaggedBatch)
+    raw, bounds = column.values.tobytes(), column.offsets.tolist()
+    pieces = [raw[a:b] for a, b in itertools.pairwise(bounds)]
+    if field.kind == "bytes":
+        return pieces
+    try:
+        return [piece.decode() for piece in pieces]
+    except UnicodeDecodeError as error:
+        raise CorruptionError(f"a text is not valid UTF-8: {error}") from None
+
+
+def present_list(field: Field, column: Column) -> list[Any]:
+    """A column as a list of single values, each of its own shape."""
+    shown = present(field, column)
+    if isinstance(shown, RaggedBatch):
+        return shown.to_list()
+    return list(shown)

@@ -1,0 +1,289 @@
+"""What a sample is: `Field`, `Schema`, and the check that a value fits its field.
+
+Strategy: a value is checked and converted in one place, `Field.convert`, before anything of
+its sample is buffered. The common case (an ndarray of the field's own dtype) costs one
+comparison; all else takes the slow path, which is where the errors are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import SampleError, SampleTypeError, SchemaError, UnknownFieldError
+
+__all__ = ["MAX_DIMENSIONS", "Field", "Schema"]
+
+MAX_DIMENSIONS = 8
+MAX_NAME_BYTES = 255
+_TEXT = {"str": "str", str: "str", "bytes": "bytes", bytes: "bytes"}
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Field:
+    """A named column of a store: its dtype, and a shape with None for each ragged dimension.
+
+    Parameters
+    ----------
+    dtype
+        Any NumPy bool, integer, float or complex dtype in either byte order, or "str", "bytes".
+    shape
+        One entry per dimension, at most 8: an int where every sample agrees, None where they
+        do not. ``()`` is a scalar. "str" and "bytes" take no shape.
+
+    Examples
+    --------
+    >>> Field("float32", (None, 80))
+    Field('float32', (None, 80))
+    """
+
+    kind: str  #: "array", "str" or "bytes"
+    dtype: np.dtype[Any]  #: of the stored values; uint8 for "str" and "bytes"
+    shape: tuple[int | None, ...]
+
+    def __init__(self, dtype: Any, shape: Sequence[int | None] = ()) -> None:
+        kind = _TEXT.get(dtype, "array") if isinstance(dtype, (str, type)) else "array"
+        if kind != "array":
+            if tuple(shape) not in ((), (None,)):
+                raise SchemaError(f"a {kind!r} field takes no shape, got {shape!r}")
+            resolved, shape = np.dtype("uint8"), (None,)
+        else:
+            try:
+                resolved = np.dtype(dtype)
+            except TypeError as error:
+                raise SchemaError(f"{dtype!r} is no NumPy dtype: {error}") from None
+            if resolved.kind not in "biufc" or resolved.shape:
+                raise SchemaError(
+                    f"dtype {resolved} cannot be stored: fields hold bools, integers, floats, "
+                    f"complex numbers, 'str' or 'bytes'"
+                )
+        if not isinstance(shape, (tuple, list)):
+            raise SchemaError(f"shape must be a tuple such as (None, 80), got {shape!r}")
+        dims: list[int | None] = []
+        for size in shape:
+            if size is None:
+                dims.append(None)
+                continue
+            if isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 0:
+                raise SchemaError(f"a dimension is a non-negative int or None, got {size!r}")
+            dims.append(size.__index__())
+        if len(dims) > MAX_DIMENSIONS:
+            raise SchemaError(f"at most {MAX_DIMENSIONS} dimensions, got {len(dims)}: {shape!r}")
+        if None not in dims and np.prod([float(d or 0) for d in dims]) * resolved.itemsize > 2**31:
+            raise SchemaError(f"a fixed shape of over 2 GiB a sample, {shape!r}: make it ragged")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "dtype", resolved)
+        object.__setattr__(self, "shape", tuple(dims))
+
+    def __repr__(self) -> str:
+        if self.kind != "array":
+            return f"Field({self.kind!r})"
+        name = self.dtype.name if self.dtype.isnative else self.dtype.str
+        return f"Field({name!r}, {self.shape})" if self.shape else f"Field({name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.kind != "array":
+            return Field, (self.kind,)
+        return Field, (self.dtype.str, self.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of a sample."""
+        return len(self.shape)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether samples lie flattened with side columns.
+
+        True for any ragged dimension, and for a fixed shape of size zero, which HDF5 could not
+        chunk as rows.
+        """
+        return None in self.shape or 0 in self.shape
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON types that `from_json` takes back."""
+        if self.kind != "array":
+            return {"dtype": self.kind}
+        return {"dtype": self.dtype.str, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Field:
+        """The field that `to_json` described; SchemaError if it describes none."""
+        if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
+            raise SchemaError(f"not the description of a field: {value!r}")
+        shape = value.get("shape", [])
+        if not isinstance(shape, list):
+            raise SchemaError(f"not the shape of a field: {shape!r}")
+        return cls(value["dtype"], tuple(shape))
+
+    def convert(self, value: Any, name: str) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
+        """Check one sample's value; give its flattened values and its shape.
+
+        Raises
+        ------
+        SampleError
+            Wrong number of dimensions or wrong fixed dimension.
+        SampleTypeError
+            The value does not convert to the field's dtype without loss.
+        """
+        if self.kind != "array":
+            return self._convert_text(value, name)
+        array = value if type(value) is np.ndarray else self._as_array(value, name)
+        shape = array.shape
+        if len(shape) != len(self.shape):
+            raise SampleError(
+                f"field {name!r}: expected {self.shape} {self.dtype}, got {shape} {array.dtype}"
+            )
+        for wanted, got in zip(self.shape, shape, strict=True):
+            if wanted is not None and wanted != got:
+                raise SampleError(
+                    f"field {name!r}: expected {self.shape} {self.dtype}, got {shape} {array.dtype}"
+                )
+        if array.dtype != self.dtype:
+            array = self.cast_like(array, value, name)
+        return array.reshape(-1), shape
+
+    def cast(self, array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+        """`array` in the field's dtype; SampleTypeError where values would be lost.
+
+        Casts of the same kind are made when the values allow it: integers must fit, floats
+        must not overflow (rounding to the narrower float is accepted).
+        """
+        if np.can_cast(array.dtype, self.dtype, "safe"):
+            return array.astype(self.dtype)
+        if not np.can_cast(array.dtype, self.dtype, "same_kind"):
+            raise SampleTypeError(
+                f"field {name!r}: expected {self.dtype}, got {array.dtype}, which does not "
+                f"convert without loss; convert it yourself if that is what you mean"
+            )
+        return self._narrow(array, name)
+
+    def cast_like(self, array: npt.NDArray[Any], given: Any, name: str) -> npt.NDArray[Any]:
+        """As `cast`; where `given` had no dtype of its own (a list), judged by its values."""
+        if array.dtype == self.dtype:
+            return array
+        declared = hasattr(given, "dtype")
+        if not declared and array.dtype.kind in "iu" and self.dtype.kind in "iu":
+            return self._narrow(array, name)
+        if not declared and array.size == 0:
+            return array.astype(self.dtype)
+        return self.cast(array, name)
+
+    def _narrow(self, array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+        if array.size and self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            low, high = int(array.min()), int(array.max())
+            if low < limits.min or high > limits.max:
+                raise SampleTypeError(
+                    f"field {name!r}: expected {self.dtype}, got {array.dtype} with values "
+                    f"{low} to {high}, which do not fit"
+                )
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(self.dtype)
+        if self.dtype.kind in "fc" and (np.isinf(cast) & ~np.isinf(array)).any():
+            raise SampleTypeError(
+                f"field {name!r}: expected {self.dtype}, got {array.dtype} with values too "
+                f"large for it"
+            )
+        return cast
+
+    def _as_array(self, value: Any, name: str) -> npt.NDArray[Any]:
+        """An array of anything that is not one yet."""
+        try:
+            return np.asarray(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise SampleTypeError(
+                f"field {name!r}: not an array of {self.dtype}: {error}"
+            ) from None
+
+    def _convert_text(self, value: Any, name: str) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
+        wanted: type = str if self.kind == "str" else bytes
+        if not isinstance(value, wanted):
+            raise SampleTypeError(
+                f"field {name!r}: expected {self.kind}, got {type(value).__name__}"
+            )
+        if isinstance(value, str):
+            try:
+                value = value.encode()
+            except UnicodeEncodeError as error:
+                raise SampleError(f"field {name!r}: not encodable as UTF-8: {error}") from None
+        flat = np.frombuffer(value, np.uint8)
+        return flat, flat.shape
+
+
+class Schema(Mapping[str, Field]):
+    """An immutable ordered mapping from field name to `Field`."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        if not isinstance(fields, Mapping) or not fields:
+            raise SchemaError("a schema is a mapping from field names to Fields, with one at least")
+        checked: dict[str, Field] = {}
+        for name, field in fields.items():
+            check_name(name)
+            checked[name] = field if isinstance(field, Field) else Field(field)
+        self._fields = checked
+
+    def __getitem__(self, name: str) -> Field:
+        try:
+            return self._fields[name]
+        except (KeyError, TypeError):
+            raise UnknownFieldError(
+                f"no field {name!r}; the fields are {', '.join(self._fields)}"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return "Schema({" + ", ".join(f"{n!r}: {f!r}" for n, f in self._fields.items()) + "})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schema):
+            return NotImplemented
+        return list(self._fields.items()) == list(other._fields.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._fields.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Schema, (self._fields,)
+
+    def only(self, names: Any) -> Schema:
+        """The schema of the named fields alone, in the order given."""
+        return Schema({name: self[name] for name in names})
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A list, in order, of plain JSON dicts that `from_json` takes back."""
+        return [{"name": name, **field.to_json()} for name, field in self._fields.items()]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Schema:
+        """The schema that `to_json` described; SchemaError if it describes none."""
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise SchemaError("not the description of a schema")
+        return cls({item.get("name", ""): Field.from_json(item) for item in value})
+
+    def dumps(self) -> str:
+        """The schema as a JSON string."""
+        return json.dumps(self.to_json(), separators=(",", ":"))
+
+
+def check_name(name: object) -> None:
+    """SchemaError unless `name` can name a field: an identifier of Python, not one of PyTables'."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise SchemaError(f"a field name is letters, digits and underscores, got {name!r}")
+    if name.startswith("_") or len(name.encode()) > MAX_NAME_BYTES:
+        raise SchemaError(f"a field name starts with no underscore and is short, got {name!r}")

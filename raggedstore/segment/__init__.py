@@ -1,0 +1,1 @@
+"""One segment: an immutable HDF5 file, written in parallel and read without libhdf5."""

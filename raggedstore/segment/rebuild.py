@@ -1,0 +1,260 @@
+"""The chunk table of any HDF5 file that has none, by parsing the file in Python.
+
+It serves segments whose .idx was lost, and single files from elsewhere. The parser is pyfive,
+which is pure Python: no libhdf5, whose faults a stranger's file could reach, and no PyTables,
+which unpickles what it finds in attributes. What the file says is then held to the same rules
+as any .idx: every chunk inside the file, sizes bounded, ranks and types as they must be.
+
+Blosc, Blosc2 and unfiltered chunks are decoded by our own reader. Any other filter that pyfive
+knows (deflate, shuffle, fletcher32, …) is decoded by it, a run of rows at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
+from raggedstore.layout import DATA, SCHEMA_ATTRIBUTE, SHAPE, SPAN, Column, columns_of
+from raggedstore.schema import Field, Schema
+from raggedstore.segment.codec import decode_blosc
+from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_bounds
+
+__all__ = ["rebuild_table"]
+
+BLOSC, BLOSC2 = 32001, 32026
+_RUN_BYTES = 2**20  # of rows that are read together from a dataset without chunks of its own
+MAX_CHUNK_BYTES = 2**31 - 1
+
+
+def rebuild_table(name: str, data: memoryview, *, group: str = "/") -> SegmentTable:
+    """The chunk table of the fields in `group` of an HDF5 file.
+
+    Parameters
+    ----------
+    name
+        What errors call the file.
+    data
+        Its bytes.
+    group
+        Where the fields' groups lie, or the three arrays of a single ragged field.
+
+    Raises
+    ------
+    FormatError
+        It holds nothing that raggedstore reads.
+    CorruptionError
+        It is damaged, or no HDF5 file.
+    """
+    import pyfive
+
+    try:
+        root = pyfive.File(io.BufferedReader(_Bytes(data)))
+        try:
+            node = root[group] if group.strip("/") else root
+        except KeyError:
+            raise FormatError(f"no group {group!r} in it") from None
+        if not hasattr(node, "keys"):
+            raise FormatError(f"{group!r} is no group")
+        nodes = _field_nodes(node)
+        schema = _declared(node) or _inferred(nodes)
+        return _table(schema, nodes, data)
+    except RaggedStoreError as error:
+        raise type(error)(f"{name}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # the parser meets whatever a damaged file leads it to
+        raise CorruptionError(
+            f"{name}: not readable as HDF5: {type(error).__name__}: {error}"
+        ) from error
+
+
+class _Bytes(io.RawIOBase):
+    """A read-only file over bytes that are already mapped."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._at = max(0, offset + (0, self._at, len(self._data))[whence])
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
+def _field_nodes(node: Any) -> dict[str, Any]:
+    """The groups that hold fields: the subgroups with data, or the group itself as "data"."""
+    if DATA in node and hasattr(node[DATA], "shape"):
+        return {DATA: node}
+    nodes = {}
+    for name in node:
+        child = node[name]
+        if hasattr(child, "keys") and DATA in child and hasattr(child[DATA], "shape"):
+            nodes[name] = child
+    if not nodes:
+        raise FormatError("no group in it holds data, data_start_and_stop and data_shape")
+    return nodes
+
+
+def _declared(node: Any) -> Schema | None:
+    """The schema that a segment's root carries."""
+    import json
+
+    text = node.attrs.get(SCHEMA_ATTRIBUTE)
+    if text is None:
+        return None
+    try:
+        return Schema.from_json(json.loads(bytes(text) if isinstance(text, bytes) else str(text)))
+    except ValueError as error:
+        raise FormatError(f"its attribute {SCHEMA_ATTRIBUTE} is no schema: {error}") from None
+
+
+def _inferred(nodes: dict[str, Any]) -> Schema:
+    """A schema from what lies in the groups: every dimension of a ragged field is ragged."""
+    fields = {}
+    for name, node in nodes.items():
+        dataset = node[DATA]
+        if not isinstance(dataset.dtype, np.dtype) or dataset.dtype.kind not in "biufc":
+            raise FormatError(
+                f"{name!r} holds {dataset.dtype}, not plain numbers (a VLArray opens in PyTables "
+                f"with RaggedVLArray.attach)"
+            )
+        if SPAN in node and SHAPE in node:
+            shape = node[SHAPE].shape
+            if len(shape) != 2 or len(dataset.shape) != 1:
+                raise FormatError(f"{name!r}: data has rank {len(dataset.shape)}, shape {shape}")
+            fields[name] = Field(dataset.dtype, (None,) * shape[1])
+        else:
+            fields[name] = Field(dataset.dtype, tuple(dataset.shape[1:]))
+    return Schema(fields)
+
+
+def _table(schema: Schema, nodes: dict[str, Any], data: memoryview) -> SegmentTable:
+    counts = set()
+    datasets: dict[str, dict[str, DatasetTable]] = {}
+    lock = threading.Lock()  # pyfive seeks in one file
+    for name, field in schema.items():
+        if name not in nodes:
+            raise FormatError(f"field {name!r} of its schema is not in it")
+        columns = columns_of(field)
+        datasets[name] = {}
+        for column in columns:
+            if column.name not in nodes[name]:
+                raise FormatError(f"field {name!r} has no {column.name}")
+            table = _dataset(nodes[name][column.name], column, name, data, lock)
+            datasets[name][column.name] = table
+        counts.add(datasets[name][columns[-1].name].rows)
+        if len({datasets[name][column.name].rows for column in columns[1:]}) > 1:
+            raise FormatError(f"field {name!r}: its side columns differ in length")
+    if len(counts) != 1:
+        raise FormatError(f"its fields differ in length: {sorted(counts)}")
+    return SegmentTable(schema, counts.pop(), len(data), datasets, checksums=False)
+
+
+def _dataset(
+    node: Any, column: Column, name: str, data: memoryview, lock: threading.Lock
+) -> DatasetTable:
+    """One dataset's chunks, and how to decode them."""
+    where = f"field {name!r}, {column.name}"
+    dtype, shape = node.dtype, tuple(int(size) for size in node.shape)
+    if dtype == np.dtype("uint8") and column.dtype == np.dtype(bool):
+        dtype = column.dtype  # as segments keep bools
+    side = column.name != DATA
+    if shape[1:] != column.row_shape or not (
+        dtype == column.dtype or (side and dtype.kind in "iu" and dtype.itemsize <= 8)
+    ):
+        raise FormatError(
+            f"{where}: expected rows of {column.row_shape} {column.dtype}, got {shape} {dtype}"
+        )
+    column = Column(column.name, dtype, column.row_shape)
+    rows, row_nbytes = shape[0], max(column.row_nbytes, 1)
+    chunks = node.chunks
+    if chunks is not None and tuple(chunks[1:]) == shape[1:]:
+        chunk_rows = int(chunks[0])
+        if not 1 <= chunk_rows <= MAX_CHUNK_BYTES // row_nbytes:
+            raise FormatError(f"{where}: chunks of {chunk_rows} rows are too large")
+        if rows > max(len(data), 1) * 2**16 // row_nbytes:
+            raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
+        entries = _chunk_entries(node, rows, chunk_rows)
+        if entries is not None:
+            check_bounds(entries, len(data), name)
+            filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
+            if filters == [BLOSC2]:
+                return DatasetTable(column, rows, chunk_rows, entries)
+            if filters == [BLOSC]:
+                return DatasetTable(column, rows, chunk_rows, entries, _stored(decode_blosc))
+            if not filters:
+                return DatasetTable(column, rows, chunk_rows, entries, _stored(_copy))
+    elif rows > max(len(data), 1) * 2**16 // row_nbytes:
+        raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
+    else:
+        chunk_rows = max(_RUN_BYTES // row_nbytes, 1)
+    entries = np.zeros(-(-rows // chunk_rows), ENTRY)
+    return DatasetTable(column, rows, chunk_rows, entries, _by_parser(node, chunk_rows, lock))
+
+
+def _chunk_entries(node: Any, rows: int, chunk_rows: int) -> npt.NDArray[Any] | None:
+    """Where every chunk lies; None where one is not there or skips a filter."""
+    count = -(-rows // chunk_rows)
+    if node.id.get_num_chunks() < count:
+        return None
+    entries = np.zeros(count, ENTRY)
+    found = np.zeros(count, bool)
+    for i in range(node.id.get_num_chunks()):
+        info = node.id.get_chunk_info(i)
+        number = int(info.chunk_offset[0]) // chunk_rows
+        if info.filter_mask:
+            return None
+        if number < count:
+            entries[number] = (info.byte_offset, info.size, 0)
+            found[number] = True
+    return entries if found.all() else None
+
+
+Source = Callable[[int, memoryview, npt.NDArray[np.uint8]], None]
+
+
+def _stored(decode: Callable[[memoryview, npt.NDArray[np.uint8]], None]) -> Source:
+    """A source that decodes a chunk from its stored bytes alone."""
+    return lambda number, stored, out: decode(stored, out)
+
+
+def _copy(stored: memoryview, out: npt.NDArray[np.uint8]) -> None:
+    if len(stored) != out.nbytes:
+        raise CorruptionError(f"{len(stored)} stored bytes where {out.nbytes} belong")
+    out[:] = np.frombuffer(stored, np.uint8)
+
+
+def _by_parser(node: Any, chunk_rows: int, lock: threading.Lock) -> Source:
+    """A source that has pyfive read a run of rows, whatever their filters and chunks."""
+
+    def read(number: int, stored: memoryview, out: npt.NDArray[np.uint8]) -> None:
+        start = number * chunk_rows
+        try:
+            with lock:
+                rows = np.ascontiguousarray(node[start : start + chunk_rows])
+        except Exception as error:  # as above: whatever a damaged file leads the parser to
+            raise CorruptionError(f"not readable: {type(error).__name__}: {error}") from None
+        raw = rows.reshape(-1).view(np.uint8)
+        if raw.nbytes > out.nbytes:
+            raise CorruptionError(f"{raw.nbytes} bytes where {out.nbytes} belong")
+        out[: raw.nbytes] = raw
+        out[raw.nbytes :] = 0
+
+    return read

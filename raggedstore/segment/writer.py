@@ -1,0 +1,342 @@
+"""Writing one segment: stage, encode in threads, put whole chunks, seal.
+
+Values of a column are copied into a staging chunk (so a caller may reuse its arrays). A full
+chunk goes to the encoding threads; its frame is put into the HDF5 file with PyTables' direct
+chunk write, in order, so the file is ordinary and HDF5's filter pipeline stays idle. How much
+is in flight is bounded, which bounds memory however much is streamed in.
+
+A dataset is made when its first chunk is ready: a column that never fills one gets a chunk
+just as long as itself, so a small segment is small.
+
+libhdf5 and PyTables are not safe to use from several threads; every call goes under `hdf5_lock`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.batch import offsets_of
+from raggedstore.errors import CorruptionError, StorageError
+from raggedstore.layout import (
+    FORMAT_ATTRIBUTE,
+    FORMAT_VERSION,
+    SCHEMA_ATTRIBUTE,
+    Column,
+    columns_of,
+)
+from raggedstore.schema import Field, Schema
+from raggedstore.segment.codec import Compression, encode_frame, side_column_compression
+from raggedstore.segment.empty import empty_file
+from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SegmentWriter", "hdf5_lock"]
+
+hdf5_lock = threading.RLock()
+
+_FLUSH_SAMPLES = 4096
+
+
+class _ColumnWriter:
+    """One dataset being written, a chunk at a time."""
+
+    def __init__(
+        self, owner: SegmentWriter, group: str, column: Column, compression: Compression
+    ) -> None:
+        self.column = column
+        self.rows = 0  # rows accepted so far
+        self.stored = 0  # bytes of frames put into the file
+        self._owner = owner
+        self._group = group
+        self._compression = compression
+        self._row = max(column.row_nbytes, 1)
+        self._chunk_rows = max(compression.chunk_bytes // self._row, 1)
+        self._staged = 0  # rows in the staging chunk
+        # Starts small: a store of many fields with few samples should not cost a chunk each.
+        self._stage = self._empty(min(self._chunk_rows, 1024))
+        self._pending: deque[Future[bytes]] = deque()
+        self._entries: list[tuple[int, int]] = []  # (size, checksum) of each frame put
+        self._leaf: Any = None
+
+    def _empty(self, rows: int) -> npt.NDArray[Any]:
+        return np.empty((rows, *self.column.row_shape), self.column.dtype)
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Append rows; they are copied."""
+        count = len(rows)
+        staged = self._staged
+        self.rows += count
+        if staged + count < len(self._stage):  # the common case of small samples
+            self._stage[staged : staged + count] = rows
+            self._staged = staged + count
+            return
+        done = 0
+        while done < count:
+            if self._staged == len(self._stage):
+                grown = self._empty(min(2 * len(self._stage), self._chunk_rows))
+                grown[: self._staged] = self._stage
+                self._stage = grown
+            take = min(len(self._stage) - self._staged, count - done)
+            self._stage[self._staged : self._staged + take] = rows[done : done + take]
+            self._staged += take
+            done += take
+            if self._staged == self._chunk_rows:
+                self._emit()
+
+    def _emit(self) -> None:
+        chunk, self._stage, self._staged = self._stage, self._empty(self._chunk_rows), 0
+        itemsize = self.column.dtype.itemsize
+        self._pending.append(
+            self._owner.pool.submit(encode_frame, chunk, itemsize, self._compression)
+        )
+        while len(self._pending) > self._owner.in_flight:
+            self._put(self._pending.popleft().result())
+        while self._pending and self._pending[0].done():
+            self._put(self._pending.popleft().result())
+
+    def _put(self, frame: bytes) -> None:
+        number = len(self._entries)
+        with hdf5_lock, _storage_errors(self._owner.path):
+            if self._leaf is None:
+                self._leaf = self._create()
+            # Never past the true length: shrinking would make HDF5 encode the last chunk anew.
+            self._leaf.truncate(min((number + 1) * self._chunk_rows, self.rows))
+            start = (number * self._chunk_rows,) + (0,) * len(self.column.row_shape)
+            self._leaf.write_chunk(start, frame)
+        self._entries.append((len(frame), checksum(frame)))
+        self.stored += len(frame)
+
+    def _create(self) -> Any:
+        import tables
+
+        column, compression = self.column, self._compression
+        filters = tables.Filters(
+            complevel=max(compression.level, 1), complib=f"blosc2:{compression.codec}",
+            shuffle="shuffle" in compression.filters,
+        )  # fmt: skip
+        with _quiet_names():
+            return self._owner.file.create_earray(
+                f"/{self._group}",
+                column.name,
+                atom=tables.Atom.from_dtype(_stored_dtype(column.dtype)),
+                shape=(0, *column.row_shape),
+                chunkshape=(self._chunk_rows, *column.row_shape),
+                filters=filters,
+                byteorder=_byteorder(column.dtype),
+            )
+
+    def finish(self) -> None:
+        """Put what is left: the last chunk, filled up with zeros."""
+        if self._staged:
+            if not self._entries and not self._pending:
+                self._chunk_rows = self._staged
+            last = self._empty(self._chunk_rows)
+            last[: self._staged] = self._stage[: self._staged]
+            last[self._staged :] = 0
+            self._stage = last
+            self._emit()
+        while self._pending:
+            self._put(self._pending.popleft().result())
+        with hdf5_lock, _storage_errors(self._owner.path):
+            if self._leaf is None:
+                self._chunk_rows = 1
+                self._leaf = self._create()
+
+    def table(self) -> DatasetTable:
+        """Where the chunks now lie; call before the file is closed and after a flush."""
+        entries = np.zeros(len(self._entries), ENTRY)
+        tail = (0,) * len(self.column.row_shape)
+        with hdf5_lock:
+            for i, (size, digest) in enumerate(self._entries):
+                info = self._leaf.chunk_info((i * self._chunk_rows, *tail))
+                if info.size != size or info.offset is None:
+                    raise CorruptionError(f"HDF5 stored {info.size} bytes of a chunk of {size}")
+                entries[i] = (info.offset, size, digest)
+        return DatasetTable(self.column, self.rows, self._chunk_rows, entries)
+
+
+class _FieldWriter:
+    """One field being written: its data and, where it is ragged, its side columns."""
+
+    def __init__(
+        self, owner: SegmentWriter, name: str, field: Field, compression: Compression
+    ) -> None:
+        self.field = field
+        columns = columns_of(field)
+        side = side_column_compression()
+        self.columns = [
+            _ColumnWriter(owner, name, column, compression if i == 0 else side)
+            for i, column in enumerate(columns)
+        ]
+        self._data = self.columns[0]
+        self._shapes: list[tuple[int, ...]] = []
+        self._stop = 0  # values whose side columns are written
+
+    def append(self, flat: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+        """One checked sample: its flattened values and shape."""
+        if not self.field.is_ragged:
+            self._data.write(flat.reshape(1, *shape))
+            return
+        self._data.write(flat)
+        self._shapes.append(shape)
+        if len(self._shapes) >= _FLUSH_SAMPLES:
+            self._flush_shapes()
+
+    def extend(self, flat: npt.NDArray[Any], shapes: npt.NDArray[np.int64]) -> None:
+        """Many checked samples: all values flattened, and (n, d) shapes."""
+        if not self.field.is_ragged:
+            self._data.write(flat.reshape(len(shapes), *self._data.column.row_shape))
+            return
+        self._flush_shapes()
+        self._data.write(flat)
+        self._write_side(shapes)
+
+    def _flush_shapes(self) -> None:
+        if self._shapes:
+            shapes = np.array(self._shapes, np.int64).reshape(len(self._shapes), -1)
+            self._shapes = []
+            self._write_side(shapes)
+
+    def _write_side(self, shapes: npt.NDArray[np.int64]) -> None:
+        offsets = offsets_of(shapes.prod(axis=1)) + self._stop
+        self._stop = int(offsets[-1])
+        self.columns[1].write(np.stack([offsets[:-1], offsets[1:]], axis=1))
+        self.columns[2].write(shapes)
+
+    def finish(self) -> None:
+        self._flush_shapes()
+        for column in self.columns:
+            column.finish()
+
+
+class SegmentWriter:
+    """Writes one segment file; `seal` finishes it, `abort` removes it.
+
+    Parameters
+    ----------
+    path
+        The file to make; it must not exist.
+    schema, compressions
+        The fields, and how each is compressed.
+    pool
+        Threads that encode.
+    in_flight
+        Chunks of one column that may wait for encoding.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        compressions: Mapping[str, Compression],
+        pool: ThreadPoolExecutor,
+        *,
+        in_flight: int = 4,
+    ) -> None:
+        import tables
+
+        self.path = path
+        self.schema = schema
+        self.pool = pool
+        self.in_flight = in_flight
+        self.samples = 0
+        with hdf5_lock, _storage_errors(path):
+            with open(path, "xb") as file:
+                file.write(empty_file())
+            # Without PyTables' own attributes the file is smaller, and loses nothing.
+            self.file = tables.open_file(str(path), "a", PYTABLES_SYS_ATTRS=False)
+            with _quiet_names():
+                for name, field in schema.items():
+                    group = self.file.create_group("/", name)
+                    if field.kind != "array":
+                        group._v_attrs.kind = np.bytes_(field.kind)
+            attributes = self.file.root._v_attrs
+            attributes[FORMAT_ATTRIBUTE] = np.int64(FORMAT_VERSION)
+            attributes[SCHEMA_ATTRIBUTE] = np.bytes_(schema.dumps().encode())
+        self.fields = {
+            name: _FieldWriter(self, name, field, compressions[name])
+            for name, field in schema.items()
+        }
+        self._columns = [column for f in self.fields.values() for column in f.columns]
+
+    @property
+    def stored(self) -> int:
+        """Bytes put into the file so far, chunks still waiting left out."""
+        return sum(column.stored for column in self._columns)
+
+    def append(self, parts: Sequence[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> None:
+        """One checked sample: for each field, in the schema's order, (flat values, shape)."""
+        for writer, (flat, shape) in zip(self.fields.values(), parts, strict=True):
+            writer.append(flat, shape)
+        self.samples += 1
+
+    def extend(
+        self, parts: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]], count: int
+    ) -> None:
+        """`count` checked samples: for each field (flat values, (count, d) shapes)."""
+        for name, (flat, shapes) in parts.items():
+            self.fields[name].extend(flat, shapes)
+        self.samples += count
+
+    def seal(self) -> SegmentTable:
+        """Finish the file, make sure that it is on the disk, and give its chunk table."""
+        for field in self.fields.values():
+            field.finish()
+        with hdf5_lock, _storage_errors(self.path):
+            self.file.flush()
+            datasets = {
+                name: {column.column.name: column.table() for column in field.columns}
+                for name, field in self.fields.items()
+            }
+            self.file.close()
+        return SegmentTable(self.schema, self.samples, os.path.getsize(self.path), datasets)
+
+    def abort(self) -> None:
+        """Close and remove the file; what could not be closed is removed all the same."""
+        with hdf5_lock, suppress(Exception):
+            self.file.close()
+        with suppress(OSError):
+            self.path.unlink()
+
+
+def _stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Bools are kept as uint8: HDF5 has no bool, and tools differ in what they take for one."""
+    return np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
+
+
+def _byteorder(dtype: np.dtype[Any]) -> str | None:
+    if dtype.itemsize == 1:
+        return None
+    return "big" if dtype.str[0] == ">" else "little"
+
+
+@contextmanager
+def _quiet_names() -> Iterator[None]:
+    """PyTables warns of group names that are Python keywords; fields may be called so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn PyTables' and the system's errors into one that names the file."""
+    import tables
+
+    try:
+        yield
+    except (tables.HDF5ExtError, OSError) as error:
+        raise StorageError(f"{path}: could not be written: {str(error).strip()[-300:]}") from error

@@ -1,0 +1,1 @@
+"""The store: a folder of segments and manifests, and all that is done to it."""

@@ -1,0 +1,118 @@
+"""How a version is made.
+
+The steps, each of which may be the last one that a dying process takes:
+
+1. a segment is written under a temporary name and fsynced
+2. its chunk table likewise
+3. both are renamed to their final names            (`seal_segment`)
+4. the folder of segments is fsynced
+5. the next manifest is written under a temporary name and fsynced
+6. it is linked to its final name, which fails if that version exists
+7. the folder of versions is fsynced                (`commit`)
+
+Until step 6 nothing that a reader looks at has changed; after it the version is there, whole.
+Whoever loses the race at step 6 takes the newest manifest and applies its change to that, so
+two appends never conflict.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import xxhash
+
+from raggedstore.errors import ConflictError
+from raggedstore.segment.reader import map_file
+from raggedstore.segment.writer import SegmentWriter
+from raggedstore.store import files
+from raggedstore.store.manifest import Manifest, SegmentEntry, newest, path_of
+
+__all__ = ["commit", "digest_of", "seal_segment", "segments_folder", "temporary_segment", "utc_now"]
+
+
+def utc_now() -> str:
+    """The time now, as manifests hold it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def segments_folder(root: Path) -> Path:
+    """Where the segments of a store lie."""
+    return root / "segments"
+
+
+def temporary_segment(root: Path) -> Path:
+    """A new temporary name in the folder of segments."""
+    return segments_folder(root) / f"{files.TEMPORARY}{uuid.uuid4().hex}.h5"
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """xxh3-128, hex."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
+    """Steps 1 to 3: finish a segment and give it its final name; the manifest's entry for it."""
+    table = writer.seal()
+    files.sync_file(writer.path)
+    name = uuid.uuid4().hex
+    folder = segments_folder(root)
+    index = table.dumps()
+    temporary_index = folder / f"{files.TEMPORARY}{name}.idx"
+    try:
+        files.write_file(temporary_index, index)
+        files.rename(temporary_index, folder / f"{name}.idx")
+    except BaseException:
+        with suppress(OSError):
+            temporary_index.unlink()
+        raise
+    try:
+        files.rename(writer.path, folder / f"{name}.h5")
+    except BaseException:
+        with suppress(OSError):
+            (folder / f"{name}.idx").unlink()
+        raise
+    raw = sum(
+        columns["data"].rows * columns["data"].column.row_nbytes
+        for columns in table.datasets.values()
+    )
+    return SegmentEntry(
+        file=f"{name}.h5",
+        samples=table.samples,
+        bytes=table.file_bytes,
+        index_bytes=len(index),
+        raw_bytes=raw,
+        digest=digest_of(map_file(folder / f"{name}.h5")),
+        index_digest=digest_of(index),
+    )
+
+
+def commit(root: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Steps 4 to 7: make the next version, `change` applied to whatever is newest.
+
+    Parameters
+    ----------
+    change
+        From the newest manifest to the one that shall follow it (`Manifest.child`). Called
+        again with a newer one as often as other processes commit first.
+    """
+    files.sync_folder(segments_folder(root))
+    while True:
+        manifest = change(newest(root))
+        try:
+            files.publish(path_of(root, manifest.version), manifest.dumps())
+        except ConflictError:
+            continue
+        return manifest
+
+
+def remove_segments(root: Path, entries: list[SegmentEntry]) -> None:
+    """Remove sealed segments that no manifest will name."""
+    for entry in entries:
+        for name in (entry.file, entry.index):
+            with suppress(OSError):
+                os.unlink(segments_folder(root) / name)

@@ -1,0 +1,111 @@
+"""The few operations on the disk that durability rests on, each where a test can make it fail.
+
+Neither PyTables nor h5py ever calls fsync; here a file counts as written only once its bytes
+and its name are on the disk. A failed fsync is never tried again: the kernel may have dropped
+the bytes and forgotten that it did, so the file is given up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from raggedstore.errors import ConflictError, RaggedStoreError, StorageError
+
+__all__ = [
+    "TEMPORARY",
+    "lock_exclusive",
+    "lock_shared",
+    "publish",
+    "rename",
+    "storage_errors",
+    "sync_file",
+    "sync_folder",
+    "write_file",
+]
+
+TEMPORARY = ".tmp-"  #: prefix of every name that is not yet, or no longer, part of a store
+
+
+@contextmanager
+def storage_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into a StorageError that names the file and the cause."""
+    try:
+        yield
+    except RaggedStoreError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            error.errno or 0, f"{path}: could not {doing}: {error.strerror}"
+        ) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make sure that the bytes of a file are on the disk."""
+    with storage_errors(path, "be written to disk"), open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make sure that the names in a folder are on the disk."""
+    with storage_errors(path, "be written to disk"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file and make sure that its bytes are on the disk."""
+    with storage_errors(path, "be written"), open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a finished file its final name."""
+    with storage_errors(target, "be renamed into place"):
+        os.rename(source, target)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Make the file `path` with all of `data` or, where it exists, fail and change nothing.
+
+    Raises
+    ------
+    ConflictError
+        The file exists: somebody else was first.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
+    try:
+        write_file(temporary, data)
+        with storage_errors(path, "be linked into place"):
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise ConflictError(f"{path} exists already") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+def lock_shared(file: IO[bytes]) -> None:
+    """Take a shared advisory lock, held until the file is closed or the process dies."""
+    with suppress(OSError):  # a filesystem without locks: there is nothing to hold
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def lock_exclusive(file: IO[bytes]) -> bool:
+    """Try to take the exclusive lock; False where somebody holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,357 @@
+"""`Store`: a folder of immutable segments and numbered manifests, opened at one version."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import ConflictError, UsageError
+from raggedstore.indexing import Positions
+from raggedstore.samples import Column, Samples
+from raggedstore.schema import Schema
+from raggedstore.segment.codec import PROFILES, Compression, profile
+from raggedstore.segment.reader import ReadContext
+from raggedstore.store import compaction, files, verification
+from raggedstore.store import vacuum as vacuuming
+from raggedstore.store.commit import utc_now
+from raggedstore.store.manifest import Manifest, list_versions, load, newest, path_of
+from raggedstore.store.snapshot import Snapshot
+from raggedstore.store.verification import Report
+from raggedstore.store.writer import Writer
+from raggedstore.units import format_bytes, parse_bytes
+
+__all__ = ["Store", "VersionInfo", "create", "open_store"]
+
+DEFAULT_BUDGET = "256MB"
+DEFAULT_SEGMENT = "1GiB"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One line of a store's history."""
+
+    version: int
+    time: str  #: ISO 8601, UTC
+    operation: str
+    samples: int
+    segments: int
+    nbytes_stored: int
+
+
+class Store(Samples):
+    """A store opened at one version: a sequence of samples that never changes under its reader.
+
+    Made by `create` and `open`; see `Samples` for indexing, batches and views.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    mode
+        "r" to read, "a" to write too.
+    version
+        Which version to read; by default the newest.
+    budget
+        Bytes of decoded data to hold: an int, or a string such as "256MB".
+    in_memory
+        Read segments whole into memory instead of mapping them.
+    verify
+        Verify every chunk's checksum and all side columns before returning.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "r",
+        *,
+        version: int | None = None,
+        budget: int | str = DEFAULT_BUDGET,
+        in_memory: bool = False,
+        verify: bool = False,
+    ) -> None:
+        if mode not in ("r", "a"):
+            raise UsageError(f"mode must be 'r' to read or 'a' to write too, got {mode!r}")
+        self._path = Path(path)
+        self._mode = mode
+        self._options = {"budget": parse_bytes(budget, what="budget"), "in_memory": in_memory}
+        if version is None:
+            version = newest(self._path).version
+        self._snapshot = self._snapshot_of(version)
+        if verify:
+            self.verify().raise_for_faults()
+
+    def _snapshot_of(self, version: int) -> Snapshot:
+        context = ReadContext(self._options["budget"], in_memory=bool(self._options["in_memory"]))
+        return Snapshot(self._path, version, context)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self._path), self._mode, self.version, self._options)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name} {field!r}" for name, field in self.schema.items())
+        return (
+            f"<Store {self._path} version {self.version}: {len(self)} samples, "
+            f"{format_bytes(self.nbytes)} in {format_bytes(self.nbytes_stored)}; {fields}>"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the version (vacuum may then remove it) and of the decoded data held."""
+        self._snapshot.close()
+
+    # What it is
+
+    @property
+    def path(self) -> Path:
+        """The store's folder."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the version that is open."""
+        return self._snapshot.manifest
+
+    @property
+    def version(self) -> int:
+        """The version that is open."""
+        return self.manifest.version
+
+    @property
+    def schema(self) -> Schema:
+        """The fields of every sample."""
+        return self.manifest.schema
+
+    @property
+    def compression(self) -> dict[str, Compression]:
+        """How each field is compressed."""
+        return dict(self.manifest.compressions)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The user's metadata at this version."""
+        return dict(self.manifest.metadata)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all samples, decoded."""
+        return sum(entry.raw_bytes for entry in self.manifest.segments)
+
+    @property
+    def nbytes_stored(self) -> int:
+        """Bytes of this version's files."""
+        return sum(entry.bytes + entry.index_bytes for entry in self.manifest.segments)
+
+    def versions(self) -> list[int]:
+        """The versions that the store has now, oldest first."""
+        return list_versions(self._path)
+
+    def history(self) -> list[VersionInfo]:
+        """What each version that the store has was made by, oldest first."""
+        lines = []
+        for version in self.versions():
+            manifest = load(self._path, version)
+            lines.append(
+                VersionInfo(
+                    version,
+                    manifest.time,
+                    manifest.operation,
+                    manifest.samples,
+                    len(manifest.segments),
+                    sum(e.bytes + e.index_bytes for e in manifest.segments),
+                )
+            )
+        return lines
+
+    # Reading
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    def read(self, name: str, positions: Positions) -> Column:
+        return self._snapshot.read(name, positions)
+
+    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
+        return self._snapshot.read_shapes(name, positions)
+
+    def refresh(self) -> int:
+        """Move to the newest version, and return its number."""
+        version = newest(self._path).version
+        if version != self.version:
+            old, self._snapshot = self._snapshot, self._snapshot_of(version)
+            old.close()
+        return version
+
+    # Writing
+
+    def _check_writable(self, doing: str) -> None:
+        if self._mode != "a":
+            raise UsageError(f"{self._path} is open to read: open it with mode='a' to {doing}")
+
+    def writer(
+        self, *, budget: int | str = DEFAULT_BUDGET, segment_bytes: int | str = DEFAULT_SEGMENT
+    ) -> Writer:
+        """A writer: one commit on a clean exit of its ``with`` block, nothing on an exception.
+
+        Parameters
+        ----------
+        budget
+            Memory for data being written.
+        segment_bytes
+            Stored size at which a segment is finished and the next begun.
+        """
+        self._check_writable("append")
+        return Writer(
+            self._path,
+            newest(self._path),
+            budget=parse_bytes(budget, what="budget"),
+            segment_bytes=max(parse_bytes(segment_bytes, what="segment_bytes"), 1),
+            on_commit=lambda manifest: self._follow(manifest.version),
+        )
+
+    def _follow(self, version: int) -> None:
+        """Show what this store's own writer committed; others' commits wait for `refresh`."""
+        if version > self.version:
+            old, self._snapshot = self._snapshot, self._snapshot_of(version)
+            old.close()
+
+    def compact(self, *, segment_bytes: int | str = DEFAULT_SEGMENT, progress: bool = False) -> int:
+        """Write runs of small segments as few large ones, as a new version; return its number.
+
+        Readers of older versions are not disturbed. With nothing to join no version is made.
+        """
+        self._check_writable("compact")
+        version = compaction.compact(
+            self._path, parse_bytes(segment_bytes, what="segment_bytes"), progress=progress
+        )
+        self._follow(version)
+        return version
+
+    def vacuum(self, *, keep: int = 2) -> list[Path]:
+        """Remove all but the newest `keep` versions, and files that no version names.
+
+        A version that somebody on this machine has open is kept. While a writer is at work
+        anywhere, loose files are left for another time: they may be its own.
+
+        Returns
+        -------
+        The paths removed.
+        """
+        self._check_writable("vacuum")
+        return vacuuming.vacuum(self._path, keep)
+
+    def verify(self, *, progress: bool = False) -> Report:
+        """Check every chunk against its checksum, and every side column against its data."""
+        return verification.verify(self._snapshot, progress=progress)
+
+    def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
+        """Write all samples of this version into one HDF5 file, which must not exist."""
+        from raggedstore.interop.single import export
+
+        export(self, path, self.compression, progress=progress)
+
+
+def _reopen(path: str, mode: str, version: int, options: dict[str, Any]) -> Store:
+    return Store(path, mode, version=version, **options)
+
+
+def open_store(path: str | os.PathLike[str], mode: str = "r", **options: Any) -> Store:
+    """Open the store in a folder; `Store` says what the options are."""
+    return Store(path, mode, **options)
+
+
+def create(
+    path: str | os.PathLike[str],
+    schema: Mapping[str, Any],
+    *,
+    profile: str | Compression | Mapping[str, str | Compression] = "balanced",
+    metadata: Mapping[str, Any] | None = None,
+) -> Store:
+    """Make an empty store in a new or empty folder, and open it for writing.
+
+    Parameters
+    ----------
+    schema
+        A `Field` for each field's name.
+    profile
+        "fast", "balanced" or "small", or a `Compression`; or one of these for each field's
+        name (others are "balanced").
+    metadata
+        Plain JSON values to keep with it.
+
+    Raises
+    ------
+    ConflictError
+        Something is there already.
+    SchemaError, UsageError
+        The schema or the profile makes no sense.
+    """
+    root = Path(path)
+    checked = schema if isinstance(schema, Schema) else Schema(schema)
+    compressions = _compressions(checked, profile)
+    manifest = Manifest(0, checked, compressions, time=utc_now(), metadata=dict(metadata or {}))
+    try:
+        data = manifest.dumps()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"metadata must be plain JSON: {error}") from None
+    _check_vacant(root)
+    with files.storage_errors(root, "be made"):
+        for folder in ("segments", "versions"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+    files.sync_folder(root)
+    try:
+        files.publish(path_of(root, 0), data)
+    except ConflictError:
+        raise ConflictError(f"{root} is a store already") from None
+    return Store(root, "a")
+
+
+def _check_vacant(root: Path) -> None:
+    """ConflictError where anything but the bare folders of a store is there."""
+    if not root.is_dir():
+        if root.exists() or root.is_symlink():
+            raise ConflictError(f"{root} exists and is not a folder")
+        return
+    for entry in sorted(root.iterdir()):
+        if (
+            entry.name in ("segments", "versions")
+            and entry.is_dir()
+            and not any(
+                name for name in entry.iterdir() if not name.name.startswith(files.TEMPORARY)
+            )
+        ):
+            continue  # left by a `create` that died half-way
+        what = "a store already" if entry.name == "versions" else "not an empty folder"
+        raise ConflictError(f"{root} is {what}")
+
+
+def _compressions(schema: Schema, wanted: Any) -> dict[str, Compression]:
+    """The compression of each field."""
+    each = wanted if isinstance(wanted, Mapping) else dict.fromkeys(schema, wanted)
+    for name in each:
+        schema[name]  # UnknownFieldError for a name that is no field
+    chosen: dict[str, Compression] = {}
+    for name, field in schema.items():
+        choice = each.get(name, "balanced")
+        if isinstance(choice, str):
+            choice = profile(choice, field.dtype.itemsize)
+        if not isinstance(choice, Compression):
+            raise UsageError(f"profile is one of {', '.join(PROFILES)} or a Compression")
+        chosen[name] = choice
+    return chosen

@@ -1,0 +1,386 @@
+"""The store's writer: checks samples, fills segments within a budget, commits.
+
+Everything appended since the last commit is in temporary segments until `commit`; leaving the
+``with`` block by an exception, or dying, leaves the store as the last commit left it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.batch import RaggedBatch
+from raggedstore.errors import SampleError, StorageError, UsageError
+from raggedstore.schema import Field
+from raggedstore.segment.writer import SegmentWriter
+from raggedstore.store import files
+from raggedstore.store.commit import (
+    commit,
+    remove_segments,
+    seal_segment,
+    temporary_segment,
+    utc_now,
+)
+from raggedstore.store.manifest import Manifest, SegmentEntry
+
+__all__ = ["SegmentSink", "Writer", "encoding_pool"]
+
+_SLICE_BYTES = 2**24  # of a bulk batch handed to a segment at once, so that it can roll over
+_CHECK_EVERY = 256  # samples between two looks at a segment's size
+
+
+def encoding_pool() -> ThreadPoolExecutor:
+    """Threads for encoding: one for each core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ThreadPoolExecutor(cores or 1, thread_name_prefix="raggedstore-encode")
+
+
+class SegmentSink:
+    """A row of segments being written into a store's folder, rolled over at a size.
+
+    Parameters
+    ----------
+    root
+        The store's folder.
+    manifest
+        Gives the schema and compressions.
+    budget
+        Bytes of memory for chunks staged and in flight.
+    segment_bytes
+        Stored bytes at which a segment is sealed and the next begun.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, budget: int, segment_bytes: int) -> None:
+        self._root = root
+        self._schema = manifest.schema
+        self._compressions = manifest.compressions
+        self._segment_bytes = segment_bytes
+        # A column holds a chunk being filled, those in flight, and as many frames again at worst.
+        chunks = sum(c.chunk_bytes for c in manifest.compressions.values()) + 2**18
+        self._in_flight = max(1, min(8, budget // max(2 * chunks, 1) - 2))
+        self._pool = encoding_pool()
+        self._segment: SegmentWriter | None = None
+        self._sealed: list[SegmentEntry] = []
+        self._unchecked = 0
+        self._lock_file = _hold_writer_lock(root)
+
+    @property
+    def pending(self) -> int:
+        """Samples taken since the last `take`."""
+        current = self._segment.samples if self._segment is not None else 0
+        return current + sum(entry.samples for entry in self._sealed)
+
+    def _current(self) -> SegmentWriter:
+        if self._segment is None:
+            self._segment = SegmentWriter(
+                temporary_segment(self._root),
+                self._schema,
+                self._compressions,
+                self._pool,
+                in_flight=self._in_flight,
+            )
+        return self._segment
+
+    def append(self, parts: list[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> None:
+        """One checked sample."""
+        self._current().append(parts)
+        self._unchecked += 1
+        if self._unchecked >= _CHECK_EVERY:
+            self._roll_over()
+
+    def extend(
+        self, parts: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]], count: int
+    ) -> None:
+        """`count` checked samples in bulk."""
+        stops = {
+            name: np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
+            for name, (_, shapes) in parts.items()
+        }
+        sizes = np.zeros(count + 1, np.int64)
+        for name, (flat, _) in parts.items():
+            sizes += stops[name] * flat.itemsize
+        start = 0
+        while start < count:
+            stop = int(np.searchsorted(sizes, sizes[start] + _SLICE_BYTES, "right")) - 1
+            stop = min(max(stop, start + 1), count)
+            piece = {
+                name: (flat[stops[name][start] : stops[name][stop]], shapes[start:stop])
+                for name, (flat, shapes) in parts.items()
+            }
+            self._current().extend(piece, stop - start)
+            self._roll_over()
+            start = stop
+
+    def _roll_over(self) -> None:
+        self._unchecked = 0
+        if self._segment is not None and self._segment.stored >= self._segment_bytes:
+            self._seal()
+
+    def _seal(self) -> None:
+        if self._segment is not None:
+            self._sealed.append(seal_segment(self._segment, self._root))
+            self._segment = None
+
+    def take(self) -> list[SegmentEntry]:
+        """Seal what is open and give all sealed segments; they are the caller's to commit."""
+        self._seal()
+        sealed, self._sealed = self._sealed, []
+        return sealed
+
+    def discard(self) -> None:
+        """Remove all that was not taken."""
+        if self._segment is not None:
+            self._segment.abort()
+            self._segment = None
+        remove_segments(self._root, self._sealed)
+        self._sealed = []
+
+    def close(self) -> None:
+        """Discard what is left, end the threads, let vacuum see that nobody writes."""
+        self.discard()
+        self._pool.shutdown()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+
+class Writer:
+    """Appends samples to a store; made by `Store.writer`, used in a ``with`` block."""
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        *,
+        budget: int,
+        segment_bytes: int,
+        on_commit: Callable[[Manifest], None] = lambda manifest: None,
+    ) -> None:
+        self._root = root
+        self._manifest = manifest
+        self._on_commit = on_commit
+        self._sink: SegmentSink | None = SegmentSink(root, manifest, budget, segment_bytes)
+        self._fields: list[tuple[str, Field]] = list(manifest.schema.items())
+        self._broken: BaseException | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._sink is None else f"{self.pending} samples to commit"
+        return f"<Writer on {self._root}, {state}>"
+
+    @property
+    def pending(self) -> int:
+        """Samples that the next commit will make visible."""
+        return self._open_sink().pending
+
+    def _open_sink(self) -> SegmentSink:
+        if self._broken is not None:
+            raise StorageError(
+                f"{self._root}: this writer failed earlier ({self._broken}); nothing since its "
+                f"last commit is kept: open another writer"
+            )
+        if self._sink is None:
+            raise UsageError("this writer is closed")
+        return self._sink
+
+    def append(self, sample: Mapping[str, Any]) -> None:
+        """Append one sample: a mapping from each field's name to its value.
+
+        Raises
+        ------
+        SampleError, SampleTypeError
+            A field is missing or unknown, or a value does not fit; nothing of it is kept.
+        StorageError
+            The disk refused; the writer is of no more use, the store is as last committed.
+        """
+        sink = self._sink
+        if sink is None or self._broken is not None:
+            sink = self._open_sink()
+        if not isinstance(sample, Mapping):
+            raise SampleError(f"a sample is a mapping of fields, got {type(sample).__name__}")
+        if len(sample) != len(self._fields):
+            self._check_names(sample)
+        try:
+            parts = [field.convert(sample[name], name) for name, field in self._fields]
+        except KeyError:
+            self._check_names(sample)
+            raise
+        try:
+            sink.append(parts)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def extend(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Append the samples of any iterable, one after another as they come."""
+        append = self.append
+        for sample in samples:
+            append(sample)
+
+    def extend_batch(self, batch: Mapping[str, Any]) -> None:
+        """Append many samples at once, one array a field, without a loop over samples.
+
+        Parameters
+        ----------
+        batch
+            For a ragged field a RaggedBatch (or a list of arrays), for any other an
+            (n, ...) array, for text a list of str or bytes. All of one length n.
+        """
+        sink = self._open_sink()
+        if not isinstance(batch, Mapping):
+            raise SampleError(f"a batch is a mapping of fields, got {type(batch).__name__}")
+        self._check_names(batch)
+        parts = {name: _bulk(field, batch[name], name) for name, field in self._fields}
+        counts = {name: len(shapes) for name, (_, shapes) in parts.items()}
+        count = next(iter(counts.values()))
+        if set(counts.values()) != {count}:
+            raise SampleError(f"fields of one batch must agree in length, got {counts}")
+        try:
+            sink.extend(parts, count)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _check_names(self, sample: Mapping[str, Any]) -> None:
+        names = [name for name, _ in self._fields]
+        missing = [name for name in names if name not in sample]
+        unknown = [name for name in sample if name not in names]
+        if missing or unknown:
+            raise SampleError(
+                "; ".join(
+                    [f"missing field {name!r}" for name in missing]
+                    + [f"unknown field {name!r}" for name in unknown]
+                )
+                + f"; expected {', '.join(names)}, got {', '.join(map(str, sample)) or 'none'}"
+            )
+
+    def commit(self, *, metadata: Mapping[str, Any] | None = None) -> int:
+        """Make all samples appended so far a new version, and return its number.
+
+        With nothing appended and no metadata there is nothing to commit, and the version that
+        stands is returned. Writing may go on afterwards.
+
+        Parameters
+        ----------
+        metadata
+            Updates the user's metadata: plain JSON values.
+        """
+        sink = self._open_sink()
+        entries: list[SegmentEntry] = []
+        try:
+            if not sink.pending and not metadata:
+                return self._manifest.version
+            entries = sink.take()
+            self._manifest = commit(
+                self._root,
+                lambda newest: newest.child(
+                    segments=(*newest.segments, *entries),
+                    time=utc_now(),
+                    operation="append",
+                    metadata={**newest.metadata, **(metadata or {})},
+                ),
+            )
+        except BaseException as error:
+            # Segments that were sealed stay: whether the commit took place may not be known
+            # (a folder's fsync failed after the link), and vacuum removes what no version names.
+            self._fail(error)
+            raise
+        self._on_commit(self._manifest)
+        return self._manifest.version
+
+    def _fail(self, error: BaseException) -> None:
+        self._broken = error
+        if self._sink is not None:
+            with suppress(Exception):
+                self._sink.close()
+            self._sink = None
+
+    def abort(self) -> None:
+        """Drop everything since the last commit and close."""
+        if self._sink is not None:
+            sink, self._sink = self._sink, None
+            sink.close()
+
+    def close(self) -> None:
+        """Commit what was appended, and close."""
+        if self._sink is not None:
+            self.commit()
+            self.abort()
+
+    def __enter__(self) -> Self:
+        self._open_sink()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            if self._broken is not None:
+                self._open_sink()  # the caller swallowed the failure: say that nothing was kept
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.abort()
+
+
+def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """A whole batch of a field, checked: flat values and (n, d) shapes."""
+    if field.kind != "array":
+        if isinstance(value, (str, bytes)):
+            raise SampleError(f"field {name!r}: expected a list of {field.kind}")
+        if not isinstance(value, RaggedBatch):
+            pieces = [field.convert(item, name)[0] for item in value]
+            flat = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+            return flat, np.array([len(p) for p in pieces], np.int64).reshape(-1, 1)
+        for start in range(0, len(value), 2**16) if field.kind == "str" else ():
+            part = value[start : start + 2**16]
+            try:
+                for sample in part:
+                    str(sample.data, "utf-8")
+            except UnicodeDecodeError as error:
+                raise SampleError(f"field {name!r}: a text is not valid UTF-8: {error}") from None
+    elif not field.is_ragged:
+        dense = np.asarray(value)
+        if dense.ndim != field.ndim + 1 or dense.shape[1:] != field.shape:
+            raise SampleError(
+                f"field {name!r}: expected {('n', *field.shape)} {field.dtype}, "
+                f"got {dense.shape} {dense.dtype}"
+            )
+        flat = field.cast_like(dense, value, name)
+        return flat.reshape(-1), np.tile(np.array(field.shape, np.int64), (len(dense), 1))
+    elif not isinstance(value, RaggedBatch):
+        converted = [field.convert(item, name) for item in value]
+        flat = np.concatenate([c[0] for c in converted]) if converted else np.empty(0, field.dtype)
+        shapes = np.array([c[1] for c in converted], np.int64).reshape(len(converted), field.ndim)
+        return flat, shapes
+    wrong = value.ndim != field.ndim or any(
+        size is not None and (value.shapes[:, axis] != size).any()
+        for axis, size in enumerate(field.shape)
+    )
+    if wrong:
+        raise SampleError(
+            f"field {name!r}: expected samples of {field.shape} {field.dtype}, got {value!r} "
+            f"of other shapes"
+        )
+    return field.cast_like(value.values, value.values, name), value.shapes
+
+
+def _hold_writer_lock(root: Path) -> IO[bytes] | None:
+    """Say, until the file is closed, that somebody writes: vacuum then spares loose files."""
+    path = root / "writers.lock"
+    with files.storage_errors(path, "be opened"):
+        file = open(path, "ab")  # noqa: SIM115 - held for the writer's life
+    files.lock_shared(file)
+    return file
