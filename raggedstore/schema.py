@@ -132,7 +132,8 @@ class Field:
             The value does not convert to the field's dtype without loss.
         """
         if self.kind != "array":
-            return self._convert_text(value, name)
+            flat = np.frombuffer(self.encode(value, name), np.uint8)
+            return flat, flat.shape
         array = value if type(value) is np.ndarray else self._as_array(value, name)
         shape = array.shape
         if len(shape) != len(self.shape):
@@ -201,19 +202,18 @@ class Field:
                 f"field {name!r}: not an array of {self.dtype}: {error}"
             ) from None
 
-    def _convert_text(self, value: Any, name: str) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
-        wanted: type = str if self.kind == "str" else bytes
-        if not isinstance(value, wanted):
+    def encode(self, value: Any, name: str) -> bytes:
+        """The bytes that one text is stored as; errors as `convert`."""
+        if not isinstance(value, str if self.kind == "str" else bytes):
             raise SampleTypeError(
                 f"field {name!r}: expected {self.kind}, got {type(value).__name__}"
             )
         if isinstance(value, str):
             try:
-                value = value.encode()
+                return value.encode()
             except UnicodeEncodeError as error:
                 raise SampleError(f"field {name!r}: not encodable as UTF-8: {error}") from None
-        flat = np.frombuffer(value, np.uint8)
-        return flat, flat.shape
+        return bytes(value)
 
 
 class Schema(Mapping[str, Field]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ __all__ = ["ReadContext", "SegmentReader", "map_file"]
 Int64s = npt.NDArray[np.int64]
 
 
-@dataclass
+@dataclass(eq=False)
 class ReadContext:
     """What the segments of one reader share: the cache within the budget, and the threads."""
 
@@ -42,10 +43,11 @@ class ReadContext:
     cache: ChunkCache = field(init=False)
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
     _pool_pid: int = field(init=False, default=0)
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.cache = ChunkCache(self.budget)
+        _live.add(self)
 
     @property
     def pool(self) -> ThreadPoolExecutor | None:
@@ -54,7 +56,7 @@ class ReadContext:
         if workers < 2:
             return None
         if self._pool_pid != os.getpid():
-            with self._lock:
+            with self.lock:
                 if self._pool_pid != os.getpid():
                     self._pool = ThreadPoolExecutor(workers, thread_name_prefix="raggedstore")
                     self._pool_pid = os.getpid()
@@ -62,10 +64,21 @@ class ReadContext:
 
     def after_fork(self) -> None:
         """Make the locks new: one may have been held by a thread that the child doesn't have."""
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._pool, self._pool_pid = None, 0
-        cache = ChunkCache(self.budget)
-        self.cache = cache
+        self.cache = ChunkCache(self.budget)
+
+
+# A forked child has none of its parent's threads, so what they held is made anew in it.
+_live: weakref.WeakSet[ReadContext] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for context in list(_live):
+        context.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def map_file(path: Path, *, in_memory: bool = False) -> memoryview:
@@ -135,8 +148,14 @@ class SegmentReader:
         self, name: str, dataset: DatasetTable, number: int, out: npt.NDArray[np.uint8]
     ) -> None:
         """Decode a chunk into `out`, (chunk bytes,) uint8, its checksum verified."""
+        try:
+            self._decode(dataset, number, out)
+        except CorruptionError as error:
+            raise CorruptionError(f"segment {self.name}, field {name!r}: {error}") from None
+
+    def _decode(self, dataset: DatasetTable, number: int, out: npt.NDArray[np.uint8]) -> None:
         stored = self.stored_chunk(dataset, number)
-        where = f"segment {self.name}, field {name!r}, {dataset.column.name} chunk {number}"
+        where = f"{dataset.column.name} chunk {number}"
         if (
             self.context.check
             and self.table.checksums
@@ -150,6 +169,15 @@ class SegmentReader:
                 dataset.source(number, stored, out)
         except CorruptionError as error:
             raise CorruptionError(f"{where}: {error}") from None
+
+    def fault_of(self, dataset: DatasetTable, number: int) -> str | None:
+        """What is wrong with a chunk, or None."""
+        try:
+            out = np.empty(dataset.chunk_rows * dataset.column.row_nbytes, np.uint8)
+            self._decode(dataset, number, out)
+        except CorruptionError as error:
+            return str(error)
+        return None
 
     def _fetch(self, name: str, dataset: DatasetTable, number: int) -> npt.NDArray[Any]:
         key = (self.name, name, dataset.column.name, number)

@@ -68,6 +68,8 @@ def rebuild_table(name: str, data: memoryview, *, group: str = "/") -> SegmentTa
         raise type(error)(f"{name}: {error}") from None
     except MemoryError:
         raise
+    except NotImplementedError as error:
+        raise FormatError(f"{name}: holds what this parser cannot read: {error}") from None
     except Exception as error:  # the parser meets whatever a damaged file leads it to
         raise CorruptionError(
             f"{name}: not readable as HDF5: {type(error).__name__}: {error}"

@@ -14,6 +14,7 @@ libhdf5 and PyTables are not safe to use from several threads; every call goes u
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from collections import deque
@@ -339,4 +340,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (tables.HDF5ExtError, OSError) as error:
-        raise StorageError(f"{path}: could not be written: {str(error).strip()[-300:]}") from error
+        # HDF5's back trace runs over pages; of all that, the system's own word is what helps.
+        told = re.search(r"error message = '([^']*)'", str(error))
+        cause = told[1] if told else str(error).strip().rpartition("\n")[2]
+        raise StorageError(f"{path}: could not be written: {cause}") from error

@@ -7,8 +7,6 @@ asks for the exclusive one, leaves alone what somebody is reading.
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,18 +27,6 @@ from raggedstore.store.manifest import Manifest, SegmentEntry, load, path_of
 
 __all__ = ["Snapshot"]
 
-# Forked children get fresh locks and threads: the parent's threads do not exist in them.
-_live: weakref.WeakSet[Snapshot] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for snapshot in list(_live):
-        snapshot.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
 
 class Snapshot(Samples):
     """The samples of one version of the store in the folder `root`."""
@@ -52,8 +38,6 @@ class Snapshot(Samples):
         self.manifest: Manifest = load(root, version)
         self.starts = offsets_of([entry.samples for entry in self.manifest.segments])
         self._readers: list[SegmentReader | None] = [None] * len(self.manifest.segments)
-        self._lock = threading.Lock()
-        _live.add(self)
 
     @property
     def schema(self) -> Schema:
@@ -61,11 +45,6 @@ class Snapshot(Samples):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    def after_fork(self) -> None:
-        """Make locks and threads new in a forked child."""
-        self._lock = threading.Lock()
-        self.context.after_fork()
 
     def close(self) -> None:
         """Let go of the version and of decoded chunks."""
@@ -76,7 +55,7 @@ class Snapshot(Samples):
         """The reader of a segment, opened the first time it is asked for."""
         reader = self._readers[number]
         if reader is None:
-            with self._lock:
+            with self.context.lock:
                 reader = self._readers[number]
                 if reader is None:
                     reader = open_segment(self.root, self.manifest, number, self.context)

@@ -136,14 +136,12 @@ def _verify_field(
     messages: list[tuple[str, int, str]] = []  # column, first bad row, what
     for column, dataset in reader.table.datasets[name].items():
         bad = np.zeros(len(dataset.entries), bool)
-        raw = np.empty(dataset.chunk_rows * dataset.column.row_nbytes, np.uint8)
         for number in range(len(dataset.entries)):
             report.chunks += 1
-            try:
-                reader.decode_chunk(name, dataset, number, raw)
-            except RaggedStoreError as error:
+            fault = reader.fault_of(dataset, number)
+            if fault is not None:
                 bad[number] = True
-                messages.append((column, number * dataset.chunk_rows, str(error)))
+                messages.append((column, number * dataset.chunk_rows, fault))
         bad_rows[column] = bad
     if not spec.is_ragged:
         rows = np.arange(reader.table.samples) // reader.table.datasets[name][DATA].chunk_rows

@@ -341,9 +341,9 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
         if isinstance(value, (str, bytes)):
             raise SampleError(f"field {name!r}: expected a list of {field.kind}")
         if not isinstance(value, RaggedBatch):
-            pieces = [field.convert(item, name)[0] for item in value]
-            flat = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
-            return flat, np.array([len(p) for p in pieces], np.int64).reshape(-1, 1)
+            pieces = [field.encode(item, name) for item in value]
+            sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+            return np.frombuffer(b"".join(pieces), np.uint8), sizes[:, None]
         for start in range(0, len(value), 2**16) if field.kind == "str" else ():
             part = value[start : start + 2**16]
             try:
