@@ -38,7 +38,7 @@ def open(
     budget
         Bytes of decoded data to hold: an int, or a string such as "256MB".
     in_memory
-        Read files whole into memory instead of mapping them.
+        Read files whole into memory instead of piece by piece.
     verify
         Of a store: verify all checksums and side columns first.
 

@@ -18,7 +18,8 @@ from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
 from raggedstore.segment.codec import Compression
-from raggedstore.segment.reader import ReadContext, SegmentReader, map_file
+from raggedstore.segment.file import FileBytes
+from raggedstore.segment.reader import ReadContext, SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
@@ -41,7 +42,7 @@ class SingleFile(Samples):
     budget
         Bytes of decoded data to hold.
     in_memory
-        Read the file whole into memory instead of mapping it.
+        Read the file whole into memory instead of piece by piece.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class SingleFile(Samples):
         if not self._path.is_file():
             raise NotAStoreError(f"{self._path}: no such file")
         self._options = {"group": group, "budget": budget, "in_memory": in_memory}
-        data = map_file(self._path, in_memory=in_memory)
-        table = rebuild_table(str(self._path), data, group=group)
         context = ReadContext(parse_bytes(budget, what="budget"), in_memory=in_memory)
+        data = FileBytes(self._path, context.files, in_memory=in_memory)
+        table = rebuild_table(str(self._path), data, group=group)
         self._reader = SegmentReader(str(self._path), data, table, context)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -71,7 +72,7 @@ class SingleFile(Samples):
     @property
     def nbytes_stored(self) -> int:
         """Bytes of the file."""
-        return len(self._reader.stored)
+        return len(self._reader.file)
 
     def __len__(self) -> int:
         return len(self._reader)

@@ -1,4 +1,4 @@
-"""Reading one segment: chunk table, mapped file, decode into place. libhdf5 has no part in it.
+"""Reading one segment: chunk table, pieces of the file, decode into place, without libhdf5.
 
 A `SegmentReader` checks everything that a damaged file could lie about before it is used:
 checksums as chunks are read, side columns as they are planned with. What it can't vouch for
@@ -7,28 +7,27 @@ it refuses, naming the segment, the field and the sample.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, offsets_of
-from raggedstore.errors import CorruptionError, StorageError
+from raggedstore.errors import CorruptionError
 from raggedstore.layout import DATA, SHAPE, SPAN
 from raggedstore.schema import Field
 from raggedstore.segment.cache import ChunkCache
 from raggedstore.segment.codec import decode_frame
+from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.gather import gather
 from raggedstore.segment.table import DatasetTable, SegmentTable, checksum
 
-__all__ = ["ReadContext", "SegmentReader", "map_file"]
+__all__ = ["ReadContext", "SegmentReader"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -39,8 +38,9 @@ class ReadContext:
 
     budget: int
     check: bool = True  #: verify each chunk's checksum as it is read
-    in_memory: bool = False  #: read files whole instead of mapping them
+    in_memory: bool = False  #: read files whole when they are opened
     cache: ChunkCache = field(init=False)
+    files: OpenFiles = field(init=False, default_factory=OpenFiles)
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
     _pool_pid: int = field(init=False, default=0)
     lock: threading.Lock = field(init=False, default_factory=threading.Lock)
@@ -67,6 +67,7 @@ class ReadContext:
         self.lock = threading.Lock()
         self._pool, self._pool_pid = None, 0
         self.cache = ChunkCache(self.budget)
+        self.files.after_fork()
 
 
 # A forked child has none of its parent's threads, so what they held is made anew in it.
@@ -81,19 +82,6 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def map_file(path: Path, *, in_memory: bool = False) -> memoryview:
-    """The bytes of a file, read-only: mapped, or read whole."""
-    try:
-        with open(path, "rb") as file:
-            if in_memory:
-                return memoryview(file.read())
-            if os.fstat(file.fileno()).st_size == 0:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise StorageError(f"{path}: could not be read: {error.strerror}") from error
-
-
 class SegmentReader:
     """Reads samples of one segment.
 
@@ -102,7 +90,7 @@ class SegmentReader:
     name
         What errors call the segment.
     data
-        The bytes of the HDF5 file.
+        The HDF5 file.
     table
         Its chunk table.
     context
@@ -112,7 +100,7 @@ class SegmentReader:
     def __init__(
         self,
         name: str,
-        data: memoryview,
+        data: FileBytes,
         table: SegmentTable,
         context: ReadContext,
     ) -> None:
@@ -132,8 +120,8 @@ class SegmentReader:
         return f"<SegmentReader {self.name}: {len(self)} samples>"
 
     @property
-    def stored(self) -> memoryview:
-        """The bytes of the whole file."""
+    def file(self) -> FileBytes:
+        """The HDF5 file."""
         return self._data
 
     # Chunks
@@ -141,8 +129,7 @@ class SegmentReader:
     def stored_chunk(self, dataset: DatasetTable, number: int) -> memoryview:
         """The stored bytes of a chunk, unchecked."""
         entry = dataset.entries[number]
-        offset = int(entry["offset"])
-        return self._data[offset : offset + int(entry["size"])]
+        return self._data.read(int(entry["offset"]), int(entry["size"]))
 
     def decode_chunk(
         self, name: str, dataset: DatasetTable, number: int, out: npt.NDArray[np.uint8]

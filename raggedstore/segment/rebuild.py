@@ -23,6 +23,7 @@ from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
 from raggedstore.layout import DATA, SCHEMA_ATTRIBUTE, SHAPE, SPAN, Column, columns_of
 from raggedstore.schema import Field, Schema
 from raggedstore.segment.codec import decode_blosc
+from raggedstore.segment.file import FileBytes
 from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_bounds
 
 __all__ = ["rebuild_table"]
@@ -32,7 +33,7 @@ _RUN_BYTES = 2**20  # of rows that are read together from a dataset without chun
 MAX_CHUNK_BYTES = 2**31 - 1
 
 
-def rebuild_table(name: str, data: memoryview, *, group: str = "/") -> SegmentTable:
+def rebuild_table(name: str, data: FileBytes, *, group: str = "/") -> SegmentTable:
     """The chunk table of the fields in `group` of an HDF5 file.
 
     Parameters
@@ -40,7 +41,7 @@ def rebuild_table(name: str, data: memoryview, *, group: str = "/") -> SegmentTa
     name
         What errors call the file.
     data
-        Its bytes.
+        The file.
     group
         Where the fields' groups lie, or the three arrays of a single ragged field.
 
@@ -54,7 +55,7 @@ def rebuild_table(name: str, data: memoryview, *, group: str = "/") -> SegmentTa
     import pyfive
 
     try:
-        root = pyfive.File(io.BufferedReader(_Bytes(data)))
+        root = pyfive.File(io.BufferedReader(_Stream(data)))
         try:
             node = root[group] if group.strip("/") else root
         except KeyError:
@@ -76,10 +77,10 @@ def rebuild_table(name: str, data: memoryview, *, group: str = "/") -> SegmentTa
         ) from error
 
 
-class _Bytes(io.RawIOBase):
-    """A read-only file over bytes that are already mapped."""
+class _Stream(io.RawIOBase):
+    """A file's bytes as the stream that pyfive takes."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: FileBytes) -> None:
         self._data = data
         self._at = 0
 
@@ -94,10 +95,10 @@ class _Bytes(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:
-        piece = self._data[self._at : self._at + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
+        size = max(min(len(buffer), len(self._data) - self._at), 0)
+        buffer[:size] = self._data.read(self._at, size) if size else b""
+        self._at += size
+        return size
 
 
 def _field_nodes(node: Any) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
     return Schema(fields)
 
 
-def _table(schema: Schema, nodes: dict[str, Any], data: memoryview) -> SegmentTable:
+def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes) -> SegmentTable:
     counts = set()
     datasets: dict[str, dict[str, DatasetTable]] = {}
     lock = threading.Lock()  # pyfive seeks in one file
@@ -170,7 +171,7 @@ def _table(schema: Schema, nodes: dict[str, Any], data: memoryview) -> SegmentTa
 
 
 def _dataset(
-    node: Any, column: Column, name: str, data: memoryview, lock: threading.Lock
+    node: Any, column: Column, name: str, data: FileBytes, lock: threading.Lock
 ) -> DatasetTable:
     """One dataset's chunks, and how to decode them."""
     where = f"field {name!r}, {column.name}"

@@ -27,7 +27,7 @@ from pathlib import Path
 import xxhash
 
 from raggedstore.errors import ConflictError
-from raggedstore.segment.reader import map_file
+from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.manifest import Manifest, SegmentEntry, newest, path_of
@@ -50,9 +50,12 @@ def temporary_segment(root: Path) -> Path:
     return segments_folder(root) / f"{files.TEMPORARY}{uuid.uuid4().hex}.h5"
 
 
-def digest_of(data: bytes | memoryview) -> str:
+def digest_of(data: bytes | FileBytes) -> str:
     """xxh3-128, hex."""
-    return xxhash.xxh3_128_hexdigest(data)
+    digest = xxhash.xxh3_128()
+    for piece in data.pieces() if isinstance(data, FileBytes) else [data]:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
@@ -86,7 +89,7 @@ def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
         bytes=table.file_bytes,
         index_bytes=len(index),
         raw_bytes=raw,
-        digest=digest_of(map_file(folder / f"{name}.h5")),
+        digest=digest_of(FileBytes(folder / f"{name}.h5", OpenFiles())),
         index_digest=digest_of(index),
     )
 

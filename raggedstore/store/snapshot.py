@@ -18,7 +18,8 @@ from raggedstore.errors import CorruptionError, StorageError, VersionError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Samples, read_parts, shapes_of_parts
 from raggedstore.schema import Schema
-from raggedstore.segment.reader import ReadContext, SegmentReader, map_file
+from raggedstore.segment.file import FileBytes
+from raggedstore.segment.reader import ReadContext, SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
 from raggedstore.segment.table import SegmentTable
 from raggedstore.store import files
@@ -88,13 +89,13 @@ class Snapshot(Samples):
 def open_segment(
     root: Path, manifest: Manifest, number: int, context: ReadContext
 ) -> SegmentReader:
-    """Map a segment that a manifest names; CorruptionError where it is not the one named."""
+    """Open a segment that a manifest names; CorruptionError where it is not the one named."""
     entry = manifest.segments[number]
     path = segments_folder(root) / entry.file
     if path.is_symlink():
         raise CorruptionError(f"segment {entry.file}: a symbolic link, which a store never holds")
     try:
-        data = map_file(path, in_memory=context.in_memory)
+        data = FileBytes(path, context.files, in_memory=context.in_memory)
     except StorageError as error:
         if not path.exists() and not path_of(root, manifest.version).exists():
             raise VersionError(

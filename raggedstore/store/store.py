@@ -61,7 +61,7 @@ class Store(Samples):
     budget
         Bytes of decoded data to hold: an int, or a string such as "256MB".
     in_memory
-        Read segments whole into memory instead of mapping them.
+        Read segments whole into memory instead of piece by piece.
     verify
         Verify every chunk's checksum and all side columns before returning.
     """

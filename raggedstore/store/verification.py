@@ -113,7 +113,7 @@ def _verify_segment(snapshot: Snapshot, number: int, first: int, report: Report)
     for field_name in snapshot.manifest.schema:
         _verify_field(reader, field_name, first, damaged, report)
     # Bytes between the chunks belong to HDF5: other tools need them, ours do not.
-    if len(report.faults) == faults and digest_of(reader.stored) != entry.digest:
+    if len(report.faults) == faults and digest_of(reader.file) != entry.digest:
         message = "the file's digest does not hold: HDF5's own structures are damaged, no sample is"
         report.faults.append(Fault(name, None, None, message))
     index = segments_folder(snapshot.root) / entry.index

@@ -1,0 +1,114 @@
+"""The bytes of an immutable file, read piece by piece.
+
+Pieces are read with `pread` and not through a memory map: it costs about a twentieth of the
+decoding, and for that a disk error or a file cut short is an exception and not a SIGBUS that
+ends the interpreter, and pages read do not count as the reader's memory.
+
+A reader of thousands of segments must not hold thousands of descriptors: `OpenFiles` keeps the
+last few used. A descriptor is closed when nobody holds its `_Descriptor` any more, so one that
+is dropped in the middle of another thread's read stays open until that read is done.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from raggedstore.errors import CorruptionError, StorageError
+
+__all__ = ["FileBytes", "OpenFiles"]
+
+_MAX_OPEN = 64
+
+
+class _Descriptor:
+    """An open file descriptor, closed when it is forgotten."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class OpenFiles:
+    """The descriptors used last, at most `limit` of them; safe from many threads."""
+
+    def __init__(self, limit: int = _MAX_OPEN) -> None:
+        self._limit = limit
+        self._open: OrderedDict[Path, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> _Descriptor:
+        """The descriptor of a file, opened if it is not open."""
+        with self._lock:
+            found = self._open.get(path)
+            if found is None:
+                found = self._open[path] = _Descriptor(path)
+                if len(self._open) > self._limit:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(path)
+            return found
+
+    def after_fork(self) -> None:
+        """Make the lock new in a forked child; the descriptors are as good there."""
+        self._lock = threading.Lock()
+
+
+class FileBytes:
+    """A file's bytes: `read` gives any piece.
+
+    Parameters
+    ----------
+    path
+        The file; it must not change while it is in use.
+    files
+        Where its descriptor is kept.
+    in_memory
+        Read it whole now, and never again from the disk.
+
+    Raises
+    ------
+    StorageError
+        It cannot be opened or read.
+    """
+
+    def __init__(self, path: Path, files: OpenFiles, *, in_memory: bool = False) -> None:
+        self.path = path
+        self._files = files
+        self._whole: memoryview | None = None
+        try:
+            self.size = os.fstat(files.get(path).number).st_size
+            if in_memory:
+                self._whole = memoryview(path.read_bytes())
+                self.size = len(self._whole)
+        except OSError as error:
+            raise StorageError(f"{path}: could not be read: {error.strerror}") from error
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """`size` bytes from `offset`; CorruptionError where the file ends before."""
+        if self._whole is not None:
+            piece = self._whole[offset : offset + size]
+        else:
+            try:
+                piece = memoryview(os.pread(self._files.get(self.path).number, size, offset))
+            except OSError as error:
+                raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
+        if len(piece) != size:
+            raise CorruptionError(f"{self.path}: ends before byte {offset + size}")
+        return piece
+
+    def pieces(self, size: int = 2**20) -> Iterator[memoryview]:
+        """The whole file, from its beginning, in pieces of at most `size` bytes."""
+        for offset in range(0, self.size, size):
+            yield self.read(offset, min(size, self.size - offset))
