@@ -1,0 +1,154 @@
+"""`log`, `verify`, `compact`, `vacuum` and `export`: keeping a store whole and small."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from raggedstore.cli.opening import CORPUS, opened_store
+from raggedstore.cli.output import one_line, plain, print_json, print_table, when
+from raggedstore.errors import UsageError
+from raggedstore.units import format_bytes
+
+__all__ = ["compact", "export", "log", "vacuum", "verify"]
+
+
+@click.command()
+@CORPUS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def log(corpus: str, as_json: bool) -> None:
+    """List the versions of CORPUS, newest first.
+
+    \b
+    Example:
+      raggedstore log corpus
+    """
+    with opened_store(corpus) as store:
+        entries = store.history()[::-1]
+    if as_json:
+        print_json(
+            [
+                {
+                    "version": entry.version,
+                    "time": str(entry.time),
+                    "operation": entry.operation,
+                    "samples": entry.samples,
+                    "segments": entry.segments,
+                    "nbytes_stored": entry.nbytes_stored,
+                }
+                for entry in entries
+            ]
+        )
+        return
+    rows = (
+        (e.version, when(e.time), e.operation, e.samples, e.segments, format_bytes(e.nbytes_stored))
+        for e in entries
+    )
+    header = ["version", "time", "operation", "samples", "segments", "stored"]
+    print_table(header, rows, right="rllrrr")
+
+
+@click.command()
+@CORPUS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(corpus: str, as_json: bool) -> int:
+    """Check all of CORPUS against its checksums.
+
+    Every fault is one line on stderr, and the exit status is 1 if there is any.
+
+    \b
+    Example:
+      raggedstore verify corpus && raggedstore vacuum corpus
+    """
+    with opened_store(corpus) as store:
+        report = store.verify(progress=True)
+    if as_json:
+        faults = [
+            {"segment": f.segment, "field": f.field, "sample": f.sample, "message": f.message}
+            for f in report.faults
+        ]
+        checked = {**report.checked, "damaged": report.damaged}
+        print_json({"ok": report.ok, "checked": checked, "faults": faults})
+        return 0 if report.ok else 1
+    for fault in report.faults:
+        click.echo(f"raggedstore: fault: {one_line(fault)}", err=True)
+    click.echo(f"{plain(corpus)}: {plain(str(report).splitlines()[0])}")
+    return 0 if report.ok else 1
+
+
+@click.command()
+@CORPUS
+def compact(corpus: str) -> None:
+    """Join small segments into large ones.
+
+    This makes a new version of CORPUS. Old versions stay until vacuum removes them, and
+    whoever reads them is not disturbed.
+
+    \b
+    Example:
+      raggedstore compact corpus && raggedstore vacuum corpus --keep 1
+    """
+    with opened_store(corpus, "a") as store:
+        before = store.version
+        version = store.compact(progress=True)
+        if version == before:
+            click.echo(f"{plain(corpus)}: nothing to join, still version {version}")
+        else:
+            last = store.history()[-1]
+            click.echo(
+                f"{plain(corpus)}: version {version}, {last.segments} segments, "
+                f"{format_bytes(last.nbytes_stored)}"
+            )
+
+
+@click.command()
+@CORPUS
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="How many of the newest versions to keep.",
+)
+def vacuum(corpus: str, keep: int) -> None:
+    """Remove old versions and stray files.
+
+    Versions that somebody has open are kept. Stray files are those that an interrupted
+    import left behind.
+
+    \b
+    Example:
+      raggedstore vacuum corpus --keep 1
+    """
+    with opened_store(corpus, "a") as store:
+        removed = store.vacuum(keep=keep)
+    for path in removed:
+        click.echo(f"removed {plain(path)}")
+    click.echo(f"{plain(corpus)}: {len(removed)} files removed")
+
+
+@click.command()
+@CORPUS
+@click.argument("out", type=click.Path(dir_okay=False))
+def export(corpus: str, out: str) -> None:
+    """Write CORPUS to one HDF5 file.
+
+    OUT ends in .h5 and must not exist.
+
+    \b
+    Example:
+      raggedstore export corpus corpus.h5
+    """
+    suffix = Path(out).suffix.lower()
+    if suffix in (".parquet", ".arrow"):
+        raise UsageError(f"{out}: {suffix} is not supported yet; export to .h5")
+    if suffix not in (".h5", ".hdf5"):
+        raise UsageError(f"{out}: export writes HDF5: give a name that ends in .h5")
+    with opened_store(corpus) as store:
+        store.export(out, progress=True)
+        click.echo(
+            f"{len(store)} samples of version {store.version} exported to {plain(out)}, "
+            f"{format_bytes(os.path.getsize(out))}"
+        )

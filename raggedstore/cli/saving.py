@@ -1,0 +1,119 @@
+"""One value of a sample to a file of its own, by the file's suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raggedstore.errors import UnknownFieldError, UsageError
+from raggedstore.extras import require
+from raggedstore.schema import Field
+
+__all__ = ["save"]
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_SOUNDS = {".wav", ".flac"}
+_SUBTYPES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "DOUBLE"}
+
+
+def save(
+    sample: Mapping[str, Any],
+    schema: Mapping[str, Field],
+    target: str,
+    *,
+    name: str | None = None,
+    rate: int | None = None,
+) -> str:
+    """Write a field of `sample` to `target`, which is replaced; the field's name.
+
+    Parameters
+    ----------
+    name
+        The field; by default the first that suits the suffix.
+    rate
+        Sample rate of a sound, where no field ``sample_rate`` holds it.
+    """
+    suffix = Path(target).suffix.lower()
+    suits: Callable[[Field], bool]
+    if suffix in _PICTURES:
+        suits = _is_picture
+    elif suffix in _SOUNDS:
+        suits = _is_sound
+    elif suffix == ".txt":
+        suits = _is_text
+    elif suffix == ".npy":
+        suits = _is_array
+    else:
+        raise UsageError(f"{target}: save to .png (and other pictures), .wav, .flac, .txt or .npy")
+    name = _choose(schema, name, suits, suffix)
+    value = sample[name]
+    if suffix in _PICTURES:
+        _save_picture(value, target)
+    elif suffix in _SOUNDS:
+        _save_sound(value, target, _rate(sample, rate))
+    elif suffix == ".txt":
+        Path(target).write_bytes(value if isinstance(value, bytes) else value.encode())
+    else:
+        np.save(target, value, allow_pickle=False)
+    return name
+
+
+def _choose(
+    schema: Mapping[str, Field], name: str | None, suits: Callable[[Field], bool], suffix: str
+) -> str:
+    if name is None:
+        fitting = [each for each, field in schema.items() if suits(field)]
+        if not fitting:
+            raise UsageError(f"no field suits a {suffix} file")
+        return fitting[0]
+    if name not in schema:
+        raise UnknownFieldError(f"no field {name!r}; the fields are {', '.join(schema)}")
+    if not suits(schema[name]):
+        raise UsageError(f"field {name!r}, {schema[name]}, does not suit a {suffix} file")
+    return name
+
+
+def _is_picture(field: Field) -> bool:
+    if field.kind != "array" or field.dtype != np.uint8:
+        return False
+    return field.ndim == 2 or (field.ndim == 3 and field.shape[2] in (3, 4))
+
+
+def _is_sound(field: Field) -> bool:
+    return field.kind == "array" and field.dtype.name in _SUBTYPES and field.ndim in (1, 2)
+
+
+def _is_text(field: Field) -> bool:
+    return field.kind != "array"
+
+
+def _is_array(field: Field) -> bool:
+    return field.kind == "array"
+
+
+def _rate(sample: Mapping[str, Any], rate: int | None) -> int:
+    if rate is None and "sample_rate" not in sample:
+        raise UsageError("no field 'sample_rate' says how fast to play it: give --rate")
+    return int(sample["sample_rate"]) if rate is None else rate
+
+
+def _save_picture(value: Any, target: str) -> None:
+    picture = require("PIL.Image", "image").fromarray(np.ascontiguousarray(value))
+    try:
+        picture.save(target)
+    except ValueError as error:
+        raise UsageError(f"{target}: {error}") from error
+
+
+def _save_sound(value: Any, target: str, rate: int) -> None:
+    soundfile = require("soundfile", "audio")
+    subtype = _SUBTYPES[value.dtype.name]
+    if Path(target).suffix.lower() == ".flac" and subtype != "PCM_16":
+        raise UsageError(f"{target}: {value.dtype} would lose something as FLAC: save to .wav")
+    try:
+        soundfile.write(target, value, rate, subtype=subtype)
+    except soundfile.SoundFileError as error:
+        raise UsageError(f"{target}: {error}") from error
