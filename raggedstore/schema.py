@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore.casting import as_array, cast
 from raggedstore.errors import SampleError, SampleTypeError, SchemaError, UnknownFieldError
 
 __all__ = ["MAX_DIMENSIONS", "Field", "Schema"]
@@ -134,7 +135,8 @@ class Field:
         if self.kind != "array":
             flat = np.frombuffer(self.encode(value, name), np.uint8)
             return flat, flat.shape
-        array = value if type(value) is np.ndarray else self._as_array(value, name)
+        what = f"field {name!r}"
+        array = as_array(value, what)
         shape = array.shape
         if len(shape) != len(self.shape):
             raise SampleError(
@@ -146,61 +148,8 @@ class Field:
                     f"field {name!r}: expected {self.shape} {self.dtype}, got {shape} {array.dtype}"
                 )
         if array.dtype != self.dtype:
-            array = self.cast_like(array, value, name)
+            array = cast(array, self.dtype, what, by_value=not hasattr(value, "dtype"))
         return array.reshape(-1), shape
-
-    def cast(self, array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-        """`array` in the field's dtype; SampleTypeError where values would be lost.
-
-        Casts of the same kind are made when the values allow it: integers must fit, floats
-        must not overflow (rounding to the narrower float is accepted).
-        """
-        if np.can_cast(array.dtype, self.dtype, "safe"):
-            return array.astype(self.dtype)
-        if not np.can_cast(array.dtype, self.dtype, "same_kind"):
-            raise SampleTypeError(
-                f"field {name!r}: expected {self.dtype}, got {array.dtype}, which does not "
-                f"convert without loss; convert it yourself if that is what you mean"
-            )
-        return self._narrow(array, name)
-
-    def cast_like(self, array: npt.NDArray[Any], given: Any, name: str) -> npt.NDArray[Any]:
-        """As `cast`; where `given` had no dtype of its own (a list), judged by its values."""
-        if array.dtype == self.dtype:
-            return array
-        declared = hasattr(given, "dtype")
-        if not declared and array.dtype.kind in "iu" and self.dtype.kind in "iu":
-            return self._narrow(array, name)
-        if not declared and array.size == 0:
-            return array.astype(self.dtype)
-        return self.cast(array, name)
-
-    def _narrow(self, array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-        if array.size and self.dtype.kind in "iu":
-            limits = np.iinfo(self.dtype)
-            low, high = int(array.min()), int(array.max())
-            if low < limits.min or high > limits.max:
-                raise SampleTypeError(
-                    f"field {name!r}: expected {self.dtype}, got {array.dtype} with values "
-                    f"{low} to {high}, which do not fit"
-                )
-        with np.errstate(over="ignore", invalid="ignore"):
-            cast = array.astype(self.dtype)
-        if self.dtype.kind in "fc" and (np.isinf(cast) & ~np.isinf(array)).any():
-            raise SampleTypeError(
-                f"field {name!r}: expected {self.dtype}, got {array.dtype} with values too "
-                f"large for it"
-            )
-        return cast
-
-    def _as_array(self, value: Any, name: str) -> npt.NDArray[Any]:
-        """An array of anything that is not one yet."""
-        try:
-            return np.asarray(value)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise SampleTypeError(
-                f"field {name!r}: not an array of {self.dtype}: {error}"
-            ) from None
 
     def encode(self, value: Any, name: str) -> bytes:
         """The bytes that one text is stored as; errors as `convert`."""

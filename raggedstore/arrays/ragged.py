@@ -3,8 +3,8 @@
 Strategy: a sample is stored flat, in row-major order, with its shape in a column beside it.
 `RaggedEArray` lays the flat samples end to end in one EArray, which compresses; where each one
 lies is a second column. `RaggedVLArray` gives each a row of a VLArray, which does not compress.
-Both are wrappers that hold nodes: no class of PyTables is changed, no state is kept that the
-file does not have, and what is read is a copy that belongs to the caller.
+Both are wrappers that hold nodes: no class of PyTables is changed, nothing read is kept for
+later, and what is read is a copy that belongs to the caller.
 
 Several samples are read as one where they lie together (`rows.runs`). An append writes the data
 first and the columns after it, and starts at the data's own end: what a crash left behind

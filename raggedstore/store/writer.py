@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
+from raggedstore.casting import as_array, cast
 from raggedstore.errors import SampleError, StorageError, UsageError
 from raggedstore.schema import Field
 from raggedstore.segment.writer import SegmentWriter
@@ -337,6 +338,7 @@ class Writer:
 
 def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """A whole batch of a field, checked: flat values and (n, d) shapes."""
+    what = f"field {name!r}"
     if field.kind != "array":
         if isinstance(value, (str, bytes)):
             raise SampleError(f"field {name!r}: expected a list of {field.kind}")
@@ -352,13 +354,13 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
             except UnicodeDecodeError as error:
                 raise SampleError(f"field {name!r}: a text is not valid UTF-8: {error}") from None
     elif not field.is_ragged:
-        dense = np.asarray(value)
+        dense = as_array(value, what)
         if dense.ndim != field.ndim + 1 or dense.shape[1:] != field.shape:
             raise SampleError(
                 f"field {name!r}: expected {('n', *field.shape)} {field.dtype}, "
                 f"got {dense.shape} {dense.dtype}"
             )
-        flat = field.cast_like(dense, value, name)
+        flat = cast(dense, field.dtype, what, by_value=not hasattr(value, "dtype"))
         return flat.reshape(-1), np.tile(np.array(field.shape, np.int64), (len(dense), 1))
     elif not isinstance(value, RaggedBatch):
         converted = [field.convert(item, name) for item in value]
@@ -374,7 +376,7 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
             f"field {name!r}: expected samples of {field.shape} {field.dtype}, got {value!r} "
             f"of other shapes"
         )
-    return field.cast_like(value.values, value.values, name), value.shapes
+    return cast(value.values, field.dtype, what, by_value=False), value.shapes
 
 
 def _hold_writer_lock(root: Path) -> IO[bytes] | None:
