@@ -167,6 +167,8 @@ class Ragged(ABC):
                 raise UsageError(f"{self!r} cannot grow: {node._v_pathname} has a fixed size")
 
     def __repr__(self) -> str:
+        if not self.data._v_isopen:
+            return f"<{type(self).__name__} of a closed file>"
         return (
             f"<{type(self).__name__} {self.data._v_pathname!r}: {len(self)} samples of "
             f"{self.ndim} dimensions, {self.dtype}, {format_bytes(self.nbytes)}>"

@@ -1,20 +1,14 @@
-"""Turning what a caller appends into an array of the stored dtype, or refusing it.
-
-Strategy: NumPy's ``same_kind`` rule says which kinds convert at all (never float to int, never
-complex to float), integers convert among themselves, and then the values are compared: an
-integer must come out as itself, and a finite float must not become infinite. Rounding a
-float64 to float32 is the one loss that is accepted: it is what choosing float32 means.
-"""
+"""What a caller appends to an array, as the stored dtype with the right number of dimensions."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from raggedstore.arrays.rows import Array
-from raggedstore.errors import SampleError, SampleTypeError, SchemaError
+from raggedstore.casting import as_array, cast
+from raggedstore.errors import SampleError, SchemaError
 
 __all__ = ["as_sample", "as_value_dtype"]
 
@@ -46,47 +40,9 @@ def as_sample(value: Any, dtype: np.dtype[Any], ndim: int, *, what: str) -> Arra
     SampleTypeError
         Its values do not convert without loss.
     """
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise SampleError(f"{what}: masked elements cannot be stored; fill them first")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise SampleError(f"{what}: not an array ({error})") from None
+    array = as_array(value, what)
     if array.ndim != ndim:
         raise SampleError(
             f"{what}: expected {ndim} dimensions, got {array.ndim} (shape {array.shape})"
         )
-    if array.dtype == dtype:
-        return array
-    if array.size == 0 and not hasattr(value, "dtype"):
-        return array.astype(dtype)  # an empty list has no type of its own
-    return _convert(array, dtype, what)
-
-
-def _convert(array: Array, dtype: np.dtype[Any], what: str) -> Array:
-    integers = array.dtype.kind in "iu" and dtype.kind in "iu"
-    if array.dtype.kind not in "biufc" or not (
-        integers or np.can_cast(array.dtype, dtype, "same_kind")
-    ):
-        raise SampleTypeError(f"{what}: {array.dtype} does not convert to {dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        converted = array.astype(dtype)
-        if integers:
-            kept = converted == array
-        elif array.dtype.kind in "iu":  # NumPy calls int64 to float64 safe; past 2**53 it is not
-            kept = _exact(array, converted)
-        else:
-            kept = np.isfinite(converted) | ~np.isfinite(array)
-    if not kept.all():
-        bad = array[~kept].flat[0]
-        raise SampleTypeError(f"{what}: {bad!r} ({array.dtype}) does not fit {dtype}")
-    return converted
-
-
-def _exact(array: Array, converted: Array) -> Array:
-    """Which integers came through a cast to float or complex as themselves."""
-    reals = converted.real if converted.dtype.kind == "c" else converted
-    kept = np.abs(reals) < math.ldexp(1, np.finfo(reals.dtype).nmant + 1)
-    for at in zip(*np.nonzero(~kept), strict=True):  # beyond the mantissa: few, and each its own
-        kept[at] = bool(np.isfinite(reals[at])) and int(reals[at]) == int(array[at])
-    return np.asarray(kept)
+    return cast(array, dtype, what, by_value=True)

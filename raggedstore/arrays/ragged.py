@@ -220,7 +220,8 @@ class RaggedVLArray(Ragged):
         return cls(child(group, name), child(group, f"{name}_shape"))
 
     def __len__(self) -> int:
-        return min(len(self._table), int(self.data.nrows))
+        count = len(self._table)  # refuses a closed file
+        return min(count, int(self.data.nrows))
 
     @property
     def nbytes(self) -> int:

@@ -60,7 +60,7 @@ class Rows:
             )
         if len(shape) == 0:
             raise UsageError(f"{_name(node)} is a scalar: there are no rows to read")
-        self.node = node
+        self.node, self.name = node, _name(node)
         self.dtype = np.dtype(dtype)
         if self.dtype.hasobject:
             raise UsageError(f"{_name(node)} holds Python objects, whose bytes cannot be counted")
@@ -72,6 +72,8 @@ class Rows:
         self._direct = _is_blosc2(node)
 
     def __len__(self) -> int:
+        if not getattr(self.node, "_v_isopen", True):  # PyTables' own error names an attribute
+            raise UsageError(f"the file that {self.name} lies in is closed")
         return int(self.node.shape[0])
 
     def read(self, start: int, stop: int) -> Array:
@@ -140,7 +142,7 @@ class Rows:
             return np.frombuffer(stored, self.dtype).reshape(chunkshape)[part]
         try:
             return _decode(stored, self.dtype, chunkshape, part)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # damaged bytes: the decoder raises whatever it trips over
             raise CorruptionError(
                 f"{_name(self.node)}: the chunk at {corner} does not decode ({error})"
             ) from error

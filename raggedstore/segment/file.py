@@ -5,7 +5,7 @@ decoding, and for that a disk error or a file cut short is an exception and not 
 ends the interpreter, and pages read do not count as the reader's memory.
 
 A reader of thousands of segments must not hold thousands of descriptors: `OpenFiles` keeps the
-last few used. A descriptor is closed when nobody holds its `_Descriptor` any more, so one that
+last few used. A descriptor is closed when nobody holds its `Descriptor` any more, so one that
 is dropped in the middle of another thread's read stays open until that read is done.
 """
 
@@ -19,22 +19,31 @@ from pathlib import Path
 
 from raggedstore.errors import CorruptionError, StorageError
 
-__all__ = ["FileBytes", "OpenFiles"]
+__all__ = ["Descriptor", "FileBytes", "OpenFiles"]
 
 _MAX_OPEN = 64
 
 
-class _Descriptor:
-    """An open file descriptor, closed when it is forgotten."""
+class Descriptor:
+    """An open file descriptor, closed when it is forgotten or by `close`."""
 
     __slots__ = ("number",)
 
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+        self.number = -1
+        self.number = os.open(path, flags | os.O_CLOEXEC, 0o666)
 
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+    def fileno(self) -> int:
+        """The descriptor's number, as `fcntl` asks for it."""
+        return self.number
+
+    def close(self) -> None:
+        """Close it, if it is open."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    __del__ = close
 
 
 class OpenFiles:
@@ -42,15 +51,15 @@ class OpenFiles:
 
     def __init__(self, limit: int = _MAX_OPEN) -> None:
         self._limit = limit
-        self._open: OrderedDict[Path, _Descriptor] = OrderedDict()
+        self._open: OrderedDict[Path, Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path) -> _Descriptor:
+    def get(self, path: Path) -> Descriptor:
         """The descriptor of a file, opened if it is not open."""
         with self._lock:
             found = self._open.get(path)
             if found is None:
-                found = self._open[path] = _Descriptor(path)
+                found = self._open[path] = Descriptor(path)
                 if len(self._open) > self._limit:
                     self._open.popitem(last=False)
             else:

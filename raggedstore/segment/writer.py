@@ -258,7 +258,7 @@ class SegmentWriter:
             with open(path, "xb") as file:
                 file.write(empty_file())
             # Without PyTables' own attributes the file is smaller, and loses nothing.
-            self.file = tables.open_file(str(path), "a", PYTABLES_SYS_ATTRS=False)
+            self.file = tables.open_file(str(path), "a", pytables_sys_attrs=False)
             with _quiet_names():
                 for name, field in schema.items():
                     group = self.file.create_group("/", name)

@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from raggedstore.errors import ConflictError, RaggedStoreError, StorageError
+from raggedstore.segment.file import Descriptor
 
 __all__ = [
     "TEMPORARY",
@@ -96,13 +96,13 @@ def publish(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def lock_shared(file: IO[bytes]) -> None:
+def lock_shared(file: Descriptor) -> None:
     """Take a shared advisory lock, held until the file is closed or the process dies."""
     with suppress(OSError):  # a filesystem without locks: there is nothing to hold
         fcntl.flock(file, fcntl.LOCK_SH)
 
 
-def lock_exclusive(file: IO[bytes]) -> bool:
+def lock_exclusive(file: Descriptor) -> bool:
     """Try to take the exclusive lock; False where somebody holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from raggedstore.errors import CorruptionError, StorageError, VersionError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Samples, read_parts, shapes_of_parts
 from raggedstore.schema import Schema
-from raggedstore.segment.file import FileBytes
+from raggedstore.segment.file import Descriptor, FileBytes
 from raggedstore.segment.reader import ReadContext, SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
 from raggedstore.segment.table import SegmentTable
@@ -134,11 +134,11 @@ def read_index(root: Path, entry: SegmentEntry) -> SegmentTable | None:
     return SegmentTable.loads(data, file_bytes=entry.bytes)
 
 
-def _pin(root: Path, version: int) -> IO[bytes]:
+def _pin(root: Path, version: int) -> Descriptor:
     """Open a version's manifest and lock it against vacuum; VersionError where it is gone."""
     path = path_of(root, version)
     try:
-        file = open(path, "rb")  # noqa: SIM115 - held for the snapshot's life
+        file = Descriptor(path)
     except OSError:
         load(root, version)  # says what is wrong
         raise

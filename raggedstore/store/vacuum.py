@@ -11,10 +11,12 @@ What must never happen is that a file goes which somebody still needs:
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+from contextlib import closing, suppress
 from pathlib import Path
 
 from raggedstore.errors import UsageError
+from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
 from raggedstore.store.commit import segments_folder
 from raggedstore.store.manifest import list_versions, load, path_of
@@ -28,8 +30,12 @@ def vacuum(root: Path, keep: int) -> list[Path]:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
     removed = _remove_versions(root, keep)
     files.sync_folder(root / "versions")
-    with files.storage_errors(root, "be locked"), open(root / "writers.lock", "ab") as lock:
-        if files.lock_exclusive(lock):
+    lock = root / "writers.lock"
+    with (
+        files.storage_errors(lock, "be locked"),
+        closing(Descriptor(lock, os.O_RDWR | os.O_CREAT)) as held,
+    ):
+        if files.lock_exclusive(held):
             removed += _remove_loose(root)
     files.sync_folder(segments_folder(root))
     return removed
@@ -39,7 +45,7 @@ def _remove_versions(root: Path, keep: int) -> list[Path]:
     removed = []
     for version in list_versions(root)[:-keep]:
         path = path_of(root, version)
-        with suppress(FileNotFoundError), open(path, "rb") as manifest:
+        with suppress(FileNotFoundError), closing(Descriptor(path)) as manifest:
             if files.lock_exclusive(manifest):
                 with files.storage_errors(path, "be removed"):
                     path.unlink()

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from raggedstore.batch import RaggedBatch
 from raggedstore.casting import as_array, cast
 from raggedstore.errors import SampleError, StorageError, UsageError
 from raggedstore.schema import Field
+from raggedstore.segment.file import Descriptor
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.commit import (
@@ -148,8 +149,7 @@ class SegmentSink:
         """Discard what is left, end the threads, let vacuum see that nobody writes."""
         self.discard()
         self._pool.shutdown()
-        if self._lock_file is not None:
-            self._lock_file.close()
+        self._lock_file.close()
 
 
 class Writer:
@@ -379,10 +379,10 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
     return cast(value.values, field.dtype, what, by_value=False), value.shapes
 
 
-def _hold_writer_lock(root: Path) -> IO[bytes] | None:
+def _hold_writer_lock(root: Path) -> Descriptor:
     """Say, until the file is closed, that somebody writes: vacuum then spares loose files."""
     path = root / "writers.lock"
     with files.storage_errors(path, "be opened"):
-        file = open(path, "ab")  # noqa: SIM115 - held for the writer's life
+        file = Descriptor(path, os.O_RDWR | os.O_CREAT)
     files.lock_shared(file)
     return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from raggedstore.arrays import RaggedEArray, RaggedVLArray
+from raggedstore.arrays import MemorySwapper, RaggedEArray, RaggedVLArray
 from raggedstore.errors import (
     ConflictError,
     CorruptionError,
@@ -541,6 +542,24 @@ def test_a_chunk_that_does_not_decode_is_corruption(h5):
         ragged[0]
 
 
+def test_no_damage_to_a_stored_chunk_raises_anything_but_corruption(h5):
+    ragged = RaggedEArray.create(h5.root, "x", "int16", ndim=2)
+    ragged.extend(some_samples(100))
+    rng = np.random.default_rng(5)
+    for node in ragged.nodes:
+        corner = (0,) * len(node.shape)
+        ragged.flush()
+        good = node.read_chunk(corner)
+        for _ in range(200):
+            bad = bytearray(good[: rng.integers(1, len(good) + 1)])
+            for at in rng.integers(0, min(len(bad), 300), rng.integers(1, 9)):
+                bad[at] ^= int(rng.integers(1, 256))
+            node.write_chunk(corner, bytes(bad))
+            with contextlib.suppress(CorruptionError):
+                ragged[5]
+        node.write_chunk(corner, good)
+
+
 @BOTH
 def test_groups_of_another_layout_are_refused(kind, h5):
     with pytest.raises(FormatError, match="no node 'data'"):
@@ -651,6 +670,22 @@ def resident() -> int:
     if not path.exists():
         pytest.skip("needs /proc")
     return int(path.read_text().split()[1]) * 4096
+
+
+@BOTH
+def test_a_closed_file_is_named_as_such(kind):
+    with in_memory() as h5:
+        ragged = kind.create(h5.root, "x", "int16", ndim=1)
+        ragged.append([1])
+        swapper = MemorySwapper(ragged, budget=10)
+    for use in (len, list, lambda array: array[0], lambda array: array[:]):
+        for array in (ragged, swapper):
+            with pytest.raises(UsageError, match="closed"):
+                use(array)
+    with pytest.raises(UsageError, match="closed"):
+        ragged.append([1])
+    assert "closed" in repr(ragged)
+    assert "closed" in repr(swapper)
 
 
 @BOTH

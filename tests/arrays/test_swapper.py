@@ -121,7 +121,7 @@ def test_the_budget_counts_bytes_of_any_dtype(kind, dtype, h5):
     for start in range(0, 1000, 3):
         assert_rows(swapper[start : start + 3], array[start : start + 3].astype(swapper.dtype))
         assert swapper.nbytes <= budget
-    swapper[500:503]
+    swapper[500]
     rows = budget // array.itemsize
     assert swapper.nbytes == rows * array.itemsize
     assert swapper.limits == (500, 500 + rows)
