@@ -50,7 +50,8 @@ def speak(word: str, voice: str, speed: int, pitch: int) -> NDArray[np.int16]:
     loud = np.flatnonzero(np.abs(wave) > 0.01)
     wave = wave[loud[0] : loud[-1] + 1]
     # Nine bits with the sign keep the files small.
-    return np.round(wave / np.abs(wave).max() * 255).astype(np.int16)
+    small: NDArray[np.int16] = np.round(wave / np.abs(wave).max() * 255).astype(np.int16)
+    return small
 
 
 def make_speech(out: Path, day: str) -> None:
