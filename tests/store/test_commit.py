@@ -1,0 +1,140 @@
+"""Stopped at any step, a commit leaves the last version whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raggedstore as rs
+from raggedstore.store import files
+
+STEPS = ["sync_file", "write_file", "rename", "sync_folder", "publish"]
+
+
+class Stopped(Exception):
+    """The process died here."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> rs.Store:
+    store = rs.create(tmp_path / "store", {"a": rs.Field("i4", (None,))})
+    with store.writer() as writer:
+        writer.append({"a": [1, 2, 3]})
+    return store
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("after", [False, True])
+def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_version(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch, step: str, nth: int, after: bool
+) -> None:
+    calls = 0
+    real = getattr(files, step)
+
+    def stop(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != nth:
+            return real(*arguments)
+        if after:
+            real(*arguments)
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, step, stop)
+        writer = store.writer()
+        writer.append({"a": [4]})
+        try:
+            writer.commit()
+            stopped = False
+        except Stopped:
+            stopped = True
+
+    fresh = rs.open(store.path, "a", verify=True)
+    assert isinstance(fresh, rs.Store)
+    lists = [values.tolist() for values in fresh["a"]]
+    assert lists in ([[1, 2, 3]], [[1, 2, 3], [4]])
+    assert stopped or lists == [[1, 2, 3], [4]]
+    with fresh.writer() as again:
+        again.append({"a": [5]})
+    assert fresh["a"][-1].tolist() == [5]
+    store.close()
+    fresh.vacuum(keep=1)
+    named = {n for e in fresh.manifest.segments for n in (e.file, e.index)}
+    assert {path.name for path in (store.path / "segments").iterdir()} == named
+    assert [path.suffix for path in (store.path / "versions").iterdir()] == [".json"]
+
+
+def test_the_loser_of_a_race_commits_after_the_winner(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.publish
+    raced = False
+
+    def publish(path: Path, data: bytes) -> None:
+        nonlocal raced
+        if not raced:
+            raced = True
+            other = rs.open(store.path, "a")
+            assert isinstance(other, rs.Store)
+            with other.writer() as writer:
+                writer.append({"a": [7]})
+        real(path, data)
+
+    monkeypatch.setattr(files, "publish", publish)
+    with store.writer() as writer:
+        writer.append({"a": [8]})
+
+    assert store.version == 3
+    assert [values.tolist() for values in store["a"]] == [[1, 2, 3], [7], [8]]
+
+
+def test_an_append_that_commits_during_a_compaction_is_kept(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.writer() as writer:
+        writer.append({"a": [4]})
+    real = files.publish
+    raced = False
+
+    def publish(path: Path, data: bytes) -> None:
+        nonlocal raced
+        if not raced:
+            raced = True
+            other = rs.open(store.path, "a")
+            assert isinstance(other, rs.Store)
+            with other.writer() as writer:
+                writer.append({"a": [5]})
+        real(path, data)
+
+    monkeypatch.setattr(files, "publish", publish)
+    store.compact()
+
+    assert [values.tolist() for values in store["a"]] == [[1, 2, 3], [4], [5]]
+    assert len(store.manifest.segments) == 2
+
+
+def test_of_two_compactions_at_once_one_is_thrown_away(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.writer() as writer:
+        writer.append({"a": [4]})
+    real = files.publish
+    raced = False
+
+    def publish(path: Path, data: bytes) -> None:
+        nonlocal raced
+        if not raced:
+            raced = True
+            other = rs.open(store.path, "a")
+            assert isinstance(other, rs.Store)
+            other.compact()
+        real(path, data)
+
+    monkeypatch.setattr(files, "publish", publish)
+    with pytest.raises(rs.ConflictError, match="compacted by another process"):
+        store.compact()
+
+    fresh = rs.open(store.path, verify=True)
+    assert [values.tolist() for values in fresh["a"]] == [[1, 2, 3], [4]]

@@ -1,0 +1,221 @@
+"""What a writer refuses, and what it leaves behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import raggedstore as rs
+
+SCHEMA = {
+    "mel": rs.Field("float32", (None, 80)),
+    "count": rs.Field("uint8", (None,)),
+    "text": rs.Field("str"),
+    "label": rs.Field("int64"),
+}
+
+
+def good() -> dict[str, Any]:
+    return {
+        "mel": np.zeros((3, 80), "float32"),
+        "count": np.arange(4, dtype="uint8"),
+        "text": "hello",
+        "label": 3,
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[rs.Store]:
+    with rs.create(tmp_path / "store", SCHEMA) as store:
+        yield store
+
+
+REFUSED = {
+    "a wrong fixed dimension": ("mel", np.zeros((3, 64), "float32"), "mel", "80", "64"),
+    "too few dimensions": ("mel", np.zeros(80, "float32"), "mel", "80", "(80,)"),
+    "float to int": ("count", np.ones(2), "count", "uint8", "float64"),
+    "another kind of integer": ("count", np.ones(2, "int64"), "count", "uint8", "int64"),
+    "a list that does not fit": ("count", [1, 256], "count", "uint8", "256"),
+    "a negative": ("count", [-1], "count", "uint8", "-1"),
+    "too large a float": ("mel", np.full((1, 80), 1e300), "mel", "float32", "1e+300"),
+    "too wide an integer": ("label", np.uint64(2**63), "label", "int64", "uint64"),
+    "complex to real": ("mel", np.zeros((1, 80), "complex64"), "mel", "float32", "complex64"),
+    "bytes for text": ("text", b"x", "text", "str", "bytes"),
+    "text that is no UTF-8": ("text", "\ud800", "text", "UTF-8", "surrogates"),
+    "a ragged list": ("count", [[1], [1, 2]], "count", "array", "shape"),
+    "masked elements": ("count", np.ma.array([1, 2], "uint8", mask=[0, 1]), "count", "mask", ""),
+    "an object": ("label", object(), "label", "int64", "object"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_value_that_does_not_fit_is_refused_by_field_expected_and_got(
+    store: rs.Store, case: str
+) -> None:
+    name, value, *words = REFUSED[case]
+    with store.writer() as writer:
+        writer.append(good())
+        with pytest.raises(rs.SampleError) as caught:
+            writer.append({**good(), name: value})
+        writer.append(good())
+
+    for word in words:
+        assert word in str(caught.value)
+    assert len(store) == 2
+    assert store["text"][:] == ["hello", "hello"]
+    assert store.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ({k: v for k, v in good().items() if k != "mel"}, "missing field 'mel'"),
+        ({**good(), "mle": 1}, "unknown field 'mle'"),
+        ({"mle" if k == "mel" else k: v for k, v in good().items()}, "missing field 'mel'"),
+        ([1, 2], "mapping"),
+    ],
+)
+def test_a_sample_with_other_fields_is_refused(store: rs.Store, sample: Any, words: str) -> None:
+    with store.writer() as writer, pytest.raises(rs.SampleError, match=words):
+        writer.append(sample)
+
+    assert len(store) == 0
+    assert store.versions() == [0]
+
+
+def test_what_fits_by_value_is_taken(store: rs.Store) -> None:
+    with store.writer() as writer:
+        writer.append({"mel": np.ones((1, 80)), "count": [], "text": np.str_("é"), "label": True})
+        writer.append({"mel": np.empty((0, 80), "f2"), "count": [255], "text": "", "label": -1})
+
+    assert [len(mel) for mel in store["mel"]] == [1, 0]
+    assert store["mel"][0].dtype == np.float32
+    assert store["count"].batch([1, 0]).values.tolist() == [255]
+    assert store["label"].batch(slice(None)).tolist() == [1, -1]
+
+
+def test_an_exception_in_the_block_changes_nothing_at_all(store: rs.Store) -> None:
+    before = sorted(p.name for p in store.path.rglob("*.*"))
+    with pytest.raises(RuntimeError, match="mine"), store.writer() as writer:
+        writer.extend(good() for _ in range(5000))
+        raise RuntimeError("mine")
+
+    after = sorted(p.name for p in store.path.rglob("*.*"))
+    assert [name for name in after if name != "writers.lock"] == before
+    assert len(rs.open(store.path)) == 0
+
+
+def test_an_early_commit_stays_when_the_block_fails_later(store: rs.Store) -> None:
+    with pytest.raises(RuntimeError), store.writer() as writer:
+        writer.append(good())
+        assert writer.commit() == 1
+        writer.append(good())
+        raise RuntimeError
+
+    assert len(rs.open(store.path)) == 1
+
+
+def test_nothing_to_commit_makes_no_version(store: rs.Store) -> None:
+    with store.writer() as writer:
+        assert writer.commit() == 0
+
+    assert store.versions() == [0]
+
+
+def test_metadata_may_be_committed_alone(store: rs.Store) -> None:
+    with store.writer() as writer:
+        assert writer.commit(metadata={"source": "radio"}) == 1
+
+    assert store.metadata == {"source": "radio"}
+    assert rs.open(store.path, version=0).metadata == {}
+
+
+def test_a_closed_writer_says_so(store: rs.Store) -> None:
+    with store.writer() as writer:
+        pass
+    with pytest.raises(rs.UsageError, match="closed"):
+        writer.append(good())
+
+
+def test_a_segment_is_rolled_over_at_its_size(store: rs.Store) -> None:
+    rng = np.random.default_rng(0)
+    with store.writer(segment_bytes="200kB") as writer:
+        for _ in range(40):
+            noise = rng.integers(0, 256, 2**16, dtype="uint8")
+            writer.append({**good(), "count": noise})
+            writer.extend_batch(
+                {
+                    "mel": [good()["mel"]],
+                    "count": rs.RaggedBatch(noise, [0, 2**16]),
+                    "text": ["x"],
+                    "label": [1],
+                }
+            )
+
+    sizes = [entry.bytes for entry in store.manifest.segments]
+    assert len(sizes) >= 3  # chunks still being encoded when a segment is full belong to it
+    assert sum(entry.samples for entry in store.manifest.segments) == len(store) == 80
+    assert store.verify().ok
+
+
+def test_a_batch_of_unequal_lengths_or_wrong_shapes_is_refused_whole(store: rs.Store) -> None:
+    batch = {
+        "mel": rs.RaggedBatch(np.zeros((4, 80), "f4"), [0, 1, 4]),
+        "count": rs.RaggedBatch(np.zeros(3, "u1"), [0, 3, 3]),
+        "text": ["a", "b"],
+        "label": np.arange(2),
+    }
+    wrong: list[dict[str, Any]] = [
+        {**batch, "label": np.arange(3)},
+        {**batch, "mel": rs.RaggedBatch(np.zeros((4, 79), "f4"), [0, 1, 4])},
+        {**batch, "count": rs.RaggedBatch(np.zeros(3), [0, 3, 3])},
+        {**batch, "label": np.zeros((2, 1), int)},
+        {**batch, "text": "ab"},
+        {k: v for k, v in batch.items() if k != "text"},
+    ]
+    with store.writer() as writer:
+        for one in wrong:
+            with pytest.raises(rs.SampleError):
+                writer.extend_batch(one)
+        writer.extend_batch(batch)
+
+    assert store["text"][:] == ["a", "b"]
+    assert [mel.shape for mel in store["mel"]] == [(1, 80), (3, 80)]
+
+
+def test_an_array_that_is_changed_after_append_does_not_change_the_store(store: rs.Store) -> None:
+    sample = good()
+    with store.writer() as writer:
+        writer.append(sample)
+        sample["count"][:] = 99
+        sample["mel"][:] = 99
+
+    assert store["count"][0].tolist() == [0, 1, 2, 3]
+    assert not store["mel"][0].any()
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_store_as_it_was(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.writer() as writer:
+        writer.append(good())
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        writer = store.writer()
+        writer.append(good())
+        with pytest.raises(rs.StorageError, match=r"segments.*No space left"):
+            writer.commit()
+        with pytest.raises(rs.StorageError, match="failed earlier"):
+            writer.append(good())
+
+    assert store.versions() == [0, 1]
+    assert store.verify().ok
+    with store.writer() as writer:
+        writer.append(good())
+    assert len(store) == 2
