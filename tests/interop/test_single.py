@@ -1,0 +1,149 @@
+"""Single files from elsewhere open with the same calls."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tables
+
+import raggedstore as rs
+
+ARRAYS = [np.random.default_rng(i).integers(0, 99, (i % 5, i % 4)).astype("i4") for i in range(60)]
+FLAT = np.concatenate([array.reshape(-1) for array in ARRAYS])
+STOPS = np.cumsum([array.size for array in ARRAYS])
+SPANS = np.stack([STOPS - [array.size for array in ARRAYS], STOPS], axis=1).astype("i4")
+SHAPES = np.array([array.shape for array in ARRAYS], "i4")
+
+
+def by_pytables(path: Path, group: str, filters: tables.Filters) -> None:
+    """The 2014 article's layout, by the calls that it makes."""
+    with tables.open_file(str(path), "w") as file:
+        node = file.root if group == "/" else file.create_group("/", group.strip("/"))
+        data = file.create_earray(node, "data", tables.Int32Atom(), (0,), filters=filters)
+        spans = file.create_earray(
+            node, "data_start_and_stop", tables.Int32Atom(), (0, 2), filters=filters
+        )
+        shapes = file.create_earray(node, "data_shape", tables.Int32Atom(), (0, 2), filters=filters)
+        for array, span in zip(ARRAYS, SPANS, strict=True):
+            data.append(array.reshape(-1))
+            spans.append(span[None])
+            shapes.append(np.array(array.shape, "i4")[None])
+
+
+def by_h5py(path: Path, **options: Any) -> None:
+    with h5py.File(path, "w") as file:
+        for name, values in {
+            "data": FLAT,
+            "data_start_and_stop": SPANS,
+            "data_shape": SHAPES,
+        }.items():
+            file.create_dataset(name, data=values, **options)
+
+
+def check(opened: Any) -> None:
+    assert len(opened) == len(ARRAYS)
+    for got, want in zip(opened["data"], ARRAYS, strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+    assert opened["data"].shapes.tolist() == SHAPES.tolist()
+    np.testing.assert_array_equal(opened["data"][-1], ARRAYS[-1])
+
+
+@pytest.mark.parametrize("complib", ["zlib", "blosc:lz4", "blosc2:zstd", "none"])
+@pytest.mark.parametrize("group", ["/", "/train"])
+def test_files_that_pytables_wrote_open_as_they_are(
+    tmp_path: Path, complib: str, group: str
+) -> None:
+    filters = tables.Filters() if complib == "none" else tables.Filters(5, complib, shuffle=True)
+    by_pytables(tmp_path / "x.h5", group, filters)
+    before = (tmp_path / "x.h5").read_bytes()
+
+    check(rs.open(tmp_path / "x.h5", group=group))
+
+    assert (tmp_path / "x.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chunks": True},
+        {"compression": "gzip", "shuffle": True, "chunks": True},
+        {"fletcher32": True, "chunks": True},
+    ],
+)
+def test_files_that_h5py_wrote_open_as_they_are(tmp_path: Path, options: dict[str, Any]) -> None:
+    by_h5py(tmp_path / "x.h5", **options)
+
+    check(rs.open(tmp_path / "x.h5", budget="1MB", in_memory=True))
+
+
+def test_what_is_no_segment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text("no HDF5 at all")
+    (tmp_path / "empty.h5").write_bytes(b"")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 3
+    for name, error in (
+        ("text", rs.CorruptionError),
+        ("empty", rs.CorruptionError),
+        ("other", rs.FormatError),
+    ):
+        with pytest.raises(error, match=f"{name}.h5"):
+            rs.open(tmp_path / f"{name}.h5")
+    with pytest.raises(rs.FormatError, match="no group"):
+        rs.open(tmp_path / "other.h5", group="/train")
+
+
+@pytest.mark.parametrize("lie", ["past the end", "backwards", "negative", "another shape"])
+def test_side_columns_that_lie_are_an_error_that_names_the_sample(tmp_path: Path, lie: str) -> None:
+    by_h5py(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        at = 9
+        if lie == "another shape":
+            file["data_shape"][at] = [7, 7]
+        else:
+            spans = {"past the end": [0, 10**6], "backwards": [9, 3], "negative": [-5, 3]}
+            file["data_start_and_stop"][at] = spans[lie]
+    opened = rs.open(tmp_path / "x.h5")
+
+    with pytest.raises(rs.CorruptionError, match="sample 9"):
+        opened[9]
+    np.testing.assert_array_equal(opened["data"][8], ARRAYS[8])
+
+
+def test_a_file_cut_anywhere_is_an_error_or_right(tmp_path: Path) -> None:
+    by_pytables(tmp_path / "x.h5", "/", tables.Filters(5, "blosc2:zstd"))
+    whole = (tmp_path / "x.h5").read_bytes()
+    for size in range(0, len(whole), 211):
+        (tmp_path / "cut.h5").write_bytes(whole[:size])
+        try:
+            check(rs.open(tmp_path / "cut.h5"))
+        except rs.RaggedStoreError:
+            continue
+
+
+def test_a_failed_export_leaves_nothing_and_a_file_is_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = rs.create(tmp_path / "store", {"a": rs.Field("i4", (None,))})
+    (tmp_path / "mine.h5").write_text("mine")
+    with pytest.raises(rs.ConflictError):
+        store.export(tmp_path / "mine.h5")
+    assert (tmp_path / "mine.h5").read_text() == "mine"
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(rs.StorageError, match="No space left"):
+        store.export(tmp_path / "new.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.h5", "store"]
+
+
+def test_a_single_file_is_only_read(tmp_path: Path) -> None:
+    by_h5py(tmp_path / "x.h5")
+    for options in ({"mode": "a"}, {"version": 1}, {"verify": True}):
+        with pytest.raises(rs.UsageError):
+            rs.open(tmp_path / "x.h5", **options)

@@ -1,0 +1,51 @@
+"""An index means what it means on a NumPy array."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import raggedstore as rs
+from raggedstore.indexing import as_position, as_positions, is_single
+from tests import strategies
+from tests.model import at
+
+
+@given(st.data(), st.integers(0, 8))
+def test_any_key_gives_what_numpy_gives_or_its_error(data: Any, length: int) -> None:
+    key = data.draw(strategies.keys(length))
+    try:
+        want = at(list(range(length)), key)
+    except (IndexError, TypeError) as error:
+        kind = type(error)
+        with pytest.raises(kind) as caught:
+            as_position(key, length) if is_single(key) else as_positions(key, length)
+        assert isinstance(caught.value, rs.RaggedStoreError)
+    else:
+        if is_single(key):
+            assert as_position(key, length) == want
+        else:
+            got = as_positions(key, length)
+            assert got.dtype == np.int64
+            assert got.tolist() == want
+
+
+@pytest.mark.parametrize("key", [True, np.bool_(False), "3", b"3", {1: 2}, 1j, [[0]], ["a"], [1.0]])
+def test_what_is_no_index_is_an_index_error_and_a_type_error(key: Any) -> None:
+    with pytest.raises(rs.KeyTypeError) as caught:
+        as_positions(key, 5)
+    assert isinstance(caught.value, IndexError)
+    assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("key", [5, -6, 2**63, -(2**80), [0, 5], [2**70], np.array([2**64 - 1])])
+def test_far_out_of_range_says_so(key: Any) -> None:
+    with pytest.raises(IndexError, match="out of range for length 5"):
+        as_positions(key, 5)
+
+
+def test_unsigned_and_zero_dimensional_indices_count_as_integers() -> None:
+    assert as_positions(np.array([4, 0], np.uint8), 5).tolist() == [4, 0]
+    assert as_position(np.array(-1), 5) == 4

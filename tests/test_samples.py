@@ -1,0 +1,113 @@
+"""Views, concatenations and statistics against the lists and arrays that they stand for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import raggedstore as rs
+from tests.model import assert_same, at
+
+SCHEMA = rs.Schema(
+    {
+        "values": rs.Field("int16", (None,)),
+        "grid": rs.Field("f4", (None, 2)),
+        "text": rs.Field("str"),
+    }
+)
+
+
+def make(i: int) -> dict[str, object]:
+    rng = np.random.default_rng(i)
+    return {
+        "values": rng.integers(-999, 999, i % 7).astype("i2"),
+        "grid": rng.normal(1000, 1, (i % 3, 2)).astype("f4"),
+        "text": "ü" * (i % 4),
+    }
+
+
+SAMPLES = [make(i) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rs.Store]:
+    with rs.create(tmp_path_factory.mktemp("samples") / "store", SCHEMA) as store:
+        for first in range(0, 40, 10):
+            with store.writer() as writer:
+                writer.extend(SAMPLES[first : first + 10])
+        yield store
+
+
+FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@FIXTURE
+@given(st.data())
+def test_a_view_of_a_concatenation_is_a_list_of_the_same(
+    store: rs.Store, data: st.DataObject
+) -> None:
+    both, want = rs.concat([store, store.select([5, 3, -1])]), [*SAMPLES, SAMPLES[5], SAMPLES[3]]
+    want.append(SAMPLES[-1])
+    key = data.draw(st.lists(st.integers(-43, 42), max_size=12))
+    view, want = both.select(key), at(want, key)
+
+    assert_same(SCHEMA, list(view), want)
+    again = data.draw(st.slices(len(want)))
+    assert_same(SCHEMA, view[again], want[again])
+    assert view["values"].lengths.tolist() == [len(sample["values"]) for sample in want]
+
+
+def test_a_view_of_some_fields_has_no_others(store: rs.Store) -> None:
+    view = store.select(slice(2, 4), fields=["text"])
+
+    assert list(view.schema) == ["text"]
+    assert view[:] == [{"text": "üü"}, {"text": "üüü"}]
+    with pytest.raises(KeyError):
+        view["values"]
+    with pytest.raises(rs.UsageError):
+        store.select(fields="text")
+
+
+def test_statistics_are_those_of_all_values_at_once(store: rs.Store) -> None:
+    for name in ("values", "grid"):
+        values = np.concatenate([np.ravel(sample[name]) for sample in SAMPLES]).astype("f8")
+        stats = store[name].stats()
+        assert (stats.count, stats.min, stats.max) == (len(values), values.min(), values.max())
+        assert stats.mean == pytest.approx(values.mean(), rel=1e-12)
+        assert stats.std == pytest.approx(values.std(), rel=1e-9)
+    assert store.select([0])["values"].stats().count == 0
+    with pytest.raises(rs.UsageError):
+        store["text"].stats()
+
+
+def test_a_crop_is_a_slice_of_each_sample(store: rs.Store) -> None:
+    crop = store["grid"].crop([2, 5, 2], starts=[0, 1, 1], stops=[1, 9, 1])
+
+    for got, (i, a, b) in zip(crop, [(2, 0, 1), (5, 1, 9), (2, 1, 1)], strict=True):
+        np.testing.assert_array_equal(got, SAMPLES[i]["grid"][a:b])
+    with pytest.raises(rs.UsageError):
+        store["grid"].crop([2], starts=[-1], stops=[1])
+    with pytest.raises(IndexError):
+        store["grid"].crop([40], starts=[0], stops=[1])
+
+
+def test_stores_of_different_schemas_do_not_concatenate(store: rs.Store, tmp_path: Path) -> None:
+    other = rs.create(tmp_path / "other", {"values": rs.Field("int32", (None,))})
+    with pytest.raises(rs.SchemaError, match="different schemas"):
+        rs.concat([store, other])
+
+
+def test_blocks_hold_at_most_the_bytes_asked_for(store: rs.Store) -> None:
+    positions = np.arange(40)
+    blocks = list(store.blocks(positions, max_bytes=64))
+
+    assert np.concatenate(blocks).tolist() == positions.tolist()
+    for block in blocks:
+        size = sum(
+            s["values"].nbytes + s["grid"].nbytes + len(s["text"].encode())
+            for s in (SAMPLES[i] for i in block)
+        )
+        assert size <= 64 or len(block) == 1
