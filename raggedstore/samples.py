@@ -53,6 +53,12 @@ class Samples(ABC):
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         """(k, d) shapes of the field `name` at the checked `positions`, without its data."""
 
+    @abstractmethod
+    def read_windows(
+        self, name: str, positions: Positions, starts: Positions, stops: Positions
+    ) -> RaggedBatch:
+        """Rows ``[start, stop)``, cut to its length, of the ragged field `name` of each sample."""
+
     def __getitem__(self, key: Any) -> Any:
         """A field by name, a sample by int, or a list of samples by slice, list or mask.
 
@@ -181,13 +187,7 @@ class FieldView:
         low, high = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
         if low.shape != positions.shape or high.shape != positions.shape or (low < 0).any():
             raise UsageError("starts and stops hold one non-negative int for each index")
-        whole = self._samples.read(self.name, positions)
-        assert isinstance(whole, RaggedBatch)
-        return RaggedBatch.from_list(
-            [sample[a:b] for sample, a, b in zip(whole, low, high, strict=True)],
-            self.dtype,
-            self.field.ndim,
-        )
+        return self._samples.read_windows(self.name, positions, low, high)
 
     def stats(self) -> Stats:
         """Count, min, max, mean and standard deviation of all values, in one pass.
@@ -277,6 +277,11 @@ class Selection(Samples):
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         return self._base.read_shapes(name, self._of_base(positions))
 
+    def read_windows(
+        self, name: str, positions: Positions, starts: Positions, stops: Positions
+    ) -> RaggedBatch:
+        return self._base.read_windows(name, self._of_base(positions), starts, stops)
+
 
 class Concatenation(Samples):
     """Several stores or views of one schema, one after another."""
@@ -314,6 +319,17 @@ class Concatenation(Samples):
             self._starts,
             positions,
             lambda i, local: self._parts[i].read_shapes(name, local),
+        )
+
+    def read_windows(
+        self, name: str, positions: Positions, starts: Positions, stops: Positions
+    ) -> RaggedBatch:
+        return windows_of_parts(
+            self.schema[name],
+            self._starts,
+            positions,
+            (starts, stops),
+            lambda i, *where: self._parts[i].read_windows(name, *where),
         )
 
 
@@ -384,6 +400,34 @@ def shapes_of_parts(
     pieces = [read(*run) for run in runs] or [np.empty((0, field.ndim), np.int64)]
     shapes: npt.NDArray[np.int64] = np.concatenate(pieces)
     return shapes if restore is None else shapes[restore]
+
+
+def windows_of_parts(
+    field: Field,
+    starts: npt.NDArray[np.int64],
+    positions: Positions,
+    bounds: tuple[Positions, Positions],
+    read: Any,
+) -> RaggedBatch:
+    """As `read_parts`, of windows: ``read(part, positions in it, starts, stops)``."""
+    order = np.argsort(np.searchsorted(starts, positions, "right"), kind="stable")
+    low, high = bounds[0][order], bounds[1][order]
+    done = 0
+
+    def next_part(number: int, local: Positions) -> RaggedBatch:
+        nonlocal done
+        piece = slice(done, done + len(local))
+        done = piece.stop
+        batch: RaggedBatch = read(number, local, low[piece], high[piece])
+        return batch
+
+    batch = read_parts(field, starts, positions[order], next_part)
+    assert isinstance(batch, RaggedBatch)
+    if (np.diff(order) > 0).all():
+        return batch
+    restore = np.empty(len(order), np.int64)
+    restore[order] = np.arange(len(order))
+    return batch.take(restore)
 
 
 def present(field: Field, column: Column) -> Any:

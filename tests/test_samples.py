@@ -94,6 +94,21 @@ def test_a_crop_is_a_slice_of_each_sample(store: rs.Store) -> None:
         store["grid"].crop([40], starts=[0], stops=[1])
 
 
+@FIXTURE
+@given(st.data())
+def test_windows_of_any_samples_in_any_order_are_slices_of_them(
+    store: rs.Store, data: st.DataObject
+) -> None:
+    both, samples = rs.concat([store, store]).select(slice(70, None, -1)), SAMPLES + SAMPLES
+    window = st.tuples(st.integers(0, 70), st.integers(0, 8), st.integers(0, 8))
+    rows = np.array(data.draw(st.lists(window, max_size=10)), np.int64).reshape(-1, 3)
+    for name in ("values", "grid"):
+        crop = both[name].crop(rows[:, 0], rows[:, 1], rows[:, 2])
+        assert len(crop) == len(rows)
+        for got, (i, a, b) in zip(crop, rows.tolist(), strict=True):
+            np.testing.assert_array_equal(got, samples[70 - i][name][a:b])
+
+
 def test_stores_of_different_schemas_do_not_concatenate(store: rs.Store, tmp_path: Path) -> None:
     other = rs.create(tmp_path / "other", {"values": rs.Field("int32", (None,))})
     with pytest.raises(rs.SchemaError, match="different schemas"):

@@ -91,6 +91,12 @@ class SingleFile(Samples):
         self.schema[name]
         return self._reader.shapes(name, positions)
 
+    def read_windows(
+        self, name: str, positions: Positions, starts: Positions, stops: Positions
+    ) -> RaggedBatch:
+        self.schema[name]
+        return self._reader.windows(name, positions, starts, stops)
+
 
 def _reopen(path: str, options: dict[str, Any]) -> SingleFile:
     return SingleFile(path, **options)

@@ -239,6 +239,16 @@ class SegmentReader:
         values = self.rows(name, DATA, spans[:, 0], spans[:, 1])
         return RaggedBatch.trusted(values, offsets_of(spans[:, 1] - spans[:, 0]), shapes)
 
+    def windows(self, name: str, positions: Int64s, starts: Int64s, stops: Int64s) -> RaggedBatch:
+        """Rows ``[start, stop)`` of the samples at `positions`, decoding only their chunks."""
+        spans, shapes = self.spans(name, positions)
+        row = shapes[:, 1:].prod(axis=1)
+        low = np.minimum(starts, shapes[:, 0])
+        high = np.clip(stops, low, shapes[:, 0])
+        values = self.rows(name, DATA, spans[:, 0] + low * row, spans[:, 0] + high * row)
+        shapes = np.concatenate([(high - low)[:, None], shapes[:, 1:]], axis=1)
+        return RaggedBatch.trusted(values, offsets_of((high - low) * row), shapes)
+
     def dense(self, name: str, positions: Int64s) -> npt.NDArray[Any]:
         """(k, ...) the samples at `positions` of a field without ragged dimensions."""
         return self.rows(name, DATA, positions, positions + 1)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError, StorageError, VersionError
 from raggedstore.indexing import Positions
-from raggedstore.samples import Samples, read_parts, shapes_of_parts
+from raggedstore.samples import Samples, read_parts, shapes_of_parts, windows_of_parts
 from raggedstore.schema import Schema
 from raggedstore.segment.file import Descriptor, FileBytes
 from raggedstore.segment.reader import ReadContext, SegmentReader
@@ -72,6 +72,18 @@ class Snapshot(Samples):
             return reader.ragged(name, local) if field.is_ragged else reader.dense(name, local)
 
         return read_parts(field, self.starts, positions, part)
+
+    def read_windows(
+        self, name: str, positions: Positions, starts: Positions, stops: Positions
+    ) -> RaggedBatch:
+        """Rows ``[start, stop)`` of the ragged field `name` of each sample."""
+        return windows_of_parts(
+            self.manifest.schema[name],
+            self.starts,
+            positions,
+            (starts, stops),
+            lambda number, *where: self.reader(number).windows(name, *where),
+        )
 
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         """(k, d) shapes of the field `name` at `positions`."""

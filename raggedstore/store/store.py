@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore.batch import RaggedBatch
 from raggedstore.errors import ConflictError, UsageError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Column, Samples
@@ -189,6 +190,11 @@ class Store(Samples):
 
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         return self._snapshot.read_shapes(name, positions)
+
+    def read_windows(
+        self, name: str, positions: Positions, starts: Positions, stops: Positions
+    ) -> RaggedBatch:
+        return self._snapshot.read_windows(name, positions, starts, stops)
 
     def refresh(self) -> int:
         """Move to the newest version, and return its number."""
