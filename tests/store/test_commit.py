@@ -1,5 +1,6 @@
 """Stopped at any step, a commit leaves the last version whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,9 @@ def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_vers
     assert [path.suffix for path in (store.path / "versions").iterdir()] == [".json"]
 
 
-def test_the_loser_of_a_race_commits_after_the_winner(
-    store: rs.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = files.publish
-    raced = False
+def race(store: rs.Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[rs.Store], Any]) -> None:
+    """Have another handle on the store `act` just before this one's next version is linked."""
+    real, raced = files.publish, False
 
     def publish(path: Path, data: bytes) -> None:
         nonlocal raced
@@ -78,63 +77,48 @@ def test_the_loser_of_a_race_commits_after_the_winner(
             raced = True
             other = rs.open(store.path, "a")
             assert isinstance(other, rs.Store)
-            with other.writer() as writer:
-                writer.append({"a": [7]})
+            act(other)
         real(path, data)
 
     monkeypatch.setattr(files, "publish", publish)
+
+
+def append(store: rs.Store, values: list[int]) -> None:
     with store.writer() as writer:
-        writer.append({"a": [8]})
+        writer.append({"a": values})
+
+
+def lists_of(store: Any) -> list[list[int]]:
+    return [values.tolist() for values in store["a"]]
+
+
+def test_the_loser_of_a_race_commits_after_the_winner(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race(store, monkeypatch, lambda other: append(other, [7]))
+    append(store, [8])
 
     assert store.version == 3
-    assert [values.tolist() for values in store["a"]] == [[1, 2, 3], [7], [8]]
+    assert lists_of(store) == [[1, 2, 3], [7], [8]]
 
 
 def test_an_append_that_commits_during_a_compaction_is_kept(
     store: rs.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with store.writer() as writer:
-        writer.append({"a": [4]})
-    real = files.publish
-    raced = False
-
-    def publish(path: Path, data: bytes) -> None:
-        nonlocal raced
-        if not raced:
-            raced = True
-            other = rs.open(store.path, "a")
-            assert isinstance(other, rs.Store)
-            with other.writer() as writer:
-                writer.append({"a": [5]})
-        real(path, data)
-
-    monkeypatch.setattr(files, "publish", publish)
+    append(store, [4])
+    race(store, monkeypatch, lambda other: append(other, [5]))
     store.compact()
 
-    assert [values.tolist() for values in store["a"]] == [[1, 2, 3], [4], [5]]
+    assert lists_of(store) == [[1, 2, 3], [4], [5]]
     assert len(store.manifest.segments) == 2
 
 
 def test_of_two_compactions_at_once_one_is_thrown_away(
     store: rs.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with store.writer() as writer:
-        writer.append({"a": [4]})
-    real = files.publish
-    raced = False
-
-    def publish(path: Path, data: bytes) -> None:
-        nonlocal raced
-        if not raced:
-            raced = True
-            other = rs.open(store.path, "a")
-            assert isinstance(other, rs.Store)
-            other.compact()
-        real(path, data)
-
-    monkeypatch.setattr(files, "publish", publish)
+    append(store, [4])
+    race(store, monkeypatch, lambda other: other.compact())
     with pytest.raises(rs.ConflictError, match="compacted by another process"):
         store.compact()
 
-    fresh = rs.open(store.path, verify=True)
-    assert [values.tolist() for values in fresh["a"]] == [[1, 2, 3], [4]]
+    assert lists_of(rs.open(store.path, verify=True)) == [[1, 2, 3], [4]]
