@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
-from raggedstore.errors import ConflictError, UsageError
+from raggedstore.errors import ConflictError, UsageError, VersionError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
@@ -82,15 +82,21 @@ class Store(Samples):
         self._path = Path(path)
         self._mode = mode
         self._options = {"budget": parse_bytes(budget, what="budget"), "in_memory": in_memory}
-        if version is None:
-            version = newest(self._path).version
-        self._snapshot = self._snapshot_of(version)
+        self._snapshot = self._newest_snapshot() if version is None else self._snapshot_of(version)
         if verify:
             self.verify().raise_for_faults()
 
     def _snapshot_of(self, version: int) -> Snapshot:
         context = ReadContext(self._options["budget"], in_memory=bool(self._options["in_memory"]))
         return Snapshot(self._path, version, context)
+
+    def _newest_snapshot(self) -> Snapshot:
+        for _ in range(100):
+            try:
+                return self._snapshot_of(newest(self._path).version)
+            except VersionError:
+                continue  # vacuumed between the look and the lock: there is a newer one
+        raise ConflictError(f"{self._path}: its versions change faster than they can be opened")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self._path), self._mode, self.version, self._options)
@@ -198,11 +204,10 @@ class Store(Samples):
 
     def refresh(self) -> int:
         """Move to the newest version, and return its number."""
-        version = newest(self._path).version
-        if version != self.version:
-            old, self._snapshot = self._snapshot, self._snapshot_of(version)
+        if newest(self._path).version != self.version:
+            old, self._snapshot = self._snapshot, self._newest_snapshot()
             old.close()
-        return version
+        return self.version
 
     # Writing
 

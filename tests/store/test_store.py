@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import raggedstore as rs
+from raggedstore.store import store as store_module
+from raggedstore.store.manifest import Manifest
 
 
 def filled(path: Path, count: int = 50) -> rs.Store:
@@ -93,6 +95,28 @@ def test_a_reader_keeps_its_snapshot_while_a_writer_appends_compacts_and_vacuums
     store.vacuum(keep=1)
     assert store.versions() == [store.version]
     assert len(list((tmp_path / "store" / "segments").iterdir())) == 2
+
+
+def test_opening_goes_on_to_the_newer_version_when_the_newest_is_vacuumed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "store")
+    real, raced = store_module.newest, False
+
+    def overtaken(root: Path) -> Manifest:
+        nonlocal raced
+        found = real(root)
+        if not raced:
+            raced = True
+            with store.writer() as writer:
+                writer.append({"values": [1], "label": 1})
+            store.vacuum(keep=1)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "newest", overtaken)
+        assert len(rs.open(tmp_path / "store")) == 51
+    assert store.versions() == [2]
 
 
 def test_vacuum_spares_what_a_writer_has_not_committed(tmp_path: Path) -> None:
