@@ -16,9 +16,15 @@ import numpy.typing as npt
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
 
-__all__ = ["RaggedBatch", "expand_ranges", "offsets_of"]
+__all__ = ["RaggedBatch", "copy_ranges", "expand_ranges", "offsets_of"]
 
 Int64s = npt.NDArray[np.int64]
+
+#: Samples of fewer values than this on average are taken by index, longer ones copied one by one:
+#: an index costs 1.7 ns a value, a copy 0.4 µs a sample.
+_TINY = 256
+#: Values taken by one array of indices: 512 KiB of it, which stay in the processor's cache.
+_TAKEN_AT_ONCE = 2**16
 
 
 def offsets_of(lengths: npt.ArrayLike) -> Int64s:
@@ -166,9 +172,28 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
 
     def take(self, positions: Int64s) -> RaggedBatch:
         """The batch of the samples at the non-negative `positions`, copied."""
-        starts, sizes = self.offsets[:-1][positions], np.diff(self.offsets)[positions]
-        values = self.values[expand_ranges(starts, sizes)]
-        return RaggedBatch.trusted(values, offsets_of(sizes), self.shapes[positions])
+        starts, stops = self.offsets[:-1][positions], self.offsets[1:][positions]
+        offsets = offsets_of(stops - starts)
+        values = np.empty(int(offsets[-1]), self.dtype)
+        copy_ranges(self.values, starts, stops, offsets, values)
+        return RaggedBatch.trusted(values, offsets, self.shapes[positions])
+
+    def span(self, start: int, stop: int) -> RaggedBatch:
+        """The batch of samples `start` to `stop`, within range: views of the values and shapes."""
+        offsets = self.offsets[start : stop + 1]
+        first = offsets[0]
+        return RaggedBatch.trusted(
+            self.values[first : offsets[-1]], offsets - first, self.shapes[start:stop]
+        )
+
+    @classmethod
+    def join(cls, batches: Sequence[RaggedBatch]) -> RaggedBatch:
+        """One batch of the samples of several, of one dtype and dimension, copied."""
+        sizes = [np.diff(batch.offsets) for batch in batches]
+        # Left to itself concatenate gives the native byte order.
+        values = np.concatenate([batch.values for batch in batches], dtype=batches[0].dtype)
+        shapes = np.concatenate([batch.shapes for batch in batches])
+        return cls.trusted(values, offsets_of(np.concatenate(sizes)), shapes)
 
     def to_list(self) -> list[npt.NDArray[Any]]:
         """One array per sample, each of its own shape: views, not copies."""
@@ -261,6 +286,59 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         length = self._padded_length(multiple_of, max_length)
         cut = length if max_length is None else min(length, max_length)
         return self._mask(np.minimum(self.lengths, cut), length, side)
+
+
+def copy_ranges(
+    values: npt.NDArray[Any], starts: Int64s, stops: Int64s, offsets: Int64s, out: npt.NDArray[Any]
+) -> None:
+    """Copy ``values[starts[i]:stops[i]]``, rows of it, to ``out[offsets[i]:offsets[i + 1]]``.
+
+    Parameters
+    ----------
+    starts, stops
+        (n,) int64, within `values`.
+    offsets
+        (n + 1,) `offsets_of` their lengths.
+    """
+    copy = _copy_tiny if len(out) < _TINY * len(starts) else _copy_long
+    copy(values, starts, stops, offsets, out)
+
+
+def _copy_tiny(
+    values: npt.NDArray[Any], starts: Int64s, stops: Int64s, offsets: Int64s, out: npt.NDArray[Any]
+) -> None:
+    """As `copy_ranges`, by the index of each row."""
+    if len(out) == len(starts) and len(out) <= _TAKEN_AT_ONCE and (stops - starts == 1).all():
+        np.take(values, starts, axis=0, out=out, mode="wrap")
+        return
+    full = np.flatnonzero(stops > starts)
+    starts, stops, places = starts[full], stops[full], offsets[full]
+    ends = np.arange(_TAKEN_AT_ONCE, len(out) + _TAKEN_AT_ONCE, _TAKEN_AT_ONCE)
+    first = 0
+    for last in np.searchsorted(places, ends).tolist():
+        if last == first:
+            continue
+        begin = int(places[first])
+        end = int(places[last]) if last < len(places) else len(out)
+        # A running sum of steps: 1 within a sample, and a jump to the next one's first value.
+        index = np.ones(end - begin, np.int64)
+        index[0] = starts[first]
+        index[places[first + 1 : last] - begin] = (
+            starts[first + 1 : last] - stops[first : last - 1] + 1
+        )
+        np.cumsum(index, out=index)
+        # No index is out of range; "wrap" is the mode that checks least.
+        np.take(values, index, axis=0, out=out[begin:end], mode="wrap")
+        first = last
+
+
+def _copy_long(
+    values: npt.NDArray[Any], starts: Int64s, stops: Int64s, offsets: Int64s, out: npt.NDArray[Any]
+) -> None:
+    """As `copy_ranges`, one copy a range."""
+    bounds = zip(starts.tolist(), stops.tolist(), offsets.tolist(), strict=False)
+    for start, stop, place in bounds:
+        out[place : place + stop - start] = values[start:stop]
 
 
 def _check_side(side: str) -> None:

@@ -101,3 +101,39 @@ def test_wrong_ways_of_padding_are_refused() -> None:
     for wrong in ({"side": "top"}, {"multiple_of": 0}, {"max_length": -1}):
         with pytest.raises(rs.UsageError):
             batch.to_padded(**wrong)
+
+
+@given(st.data(), st.integers(1, 3))
+def test_spans_and_joins_are_those_of_the_list(data: Any, ndim: int) -> None:
+    arrays = data.draw(lists(ndim))
+    batch = rs.RaggedBatch.from_list(arrays, ">i4", ndim)
+    a, b = sorted(data.draw(st.tuples(*[st.integers(0, len(arrays))] * 2)))
+
+    pieces = [batch.span(0, a), batch.span(a, b), batch.span(b, len(arrays))]
+    whole = rs.RaggedBatch.join(pieces)
+
+    assert np.shares_memory(pieces[1].values, batch.values) or not pieces[1].values.size
+    assert pieces[1].offsets[0] == 0
+    for one, other in zip(pieces[1], arrays[a:b], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert whole.dtype == batch.dtype
+    for part in ("values", "offsets", "shapes"):
+        np.testing.assert_array_equal(getattr(whole, part), getattr(batch, part))
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "f8"])
+@pytest.mark.parametrize("longest", [0, 3, 40, 2000, 100_000])
+def test_samples_are_taken_the_same_however_long_they_are(dtype: str, longest: int) -> None:
+    rng = np.random.default_rng(longest)
+    lengths = rng.integers(0, longest + 1, 1_000_000 // (longest + 10))
+    batch = rs.RaggedBatch(
+        rng.integers(0, 256, lengths.sum()).astype(dtype), np.cumsum([0, *lengths])
+    )
+    samples = batch.to_list()
+    chosen = rng.integers(0, len(samples), len(samples))
+
+    got = batch.take(chosen)
+
+    np.testing.assert_array_equal(got.values, np.concatenate([samples[i] for i in chosen]))
+    assert got.dtype == batch.dtype
+    assert got.lengths.tolist() == lengths[chosen].tolist()

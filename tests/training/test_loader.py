@@ -1,0 +1,451 @@
+"""The loader against ``store.batch`` on the order's positions, and what its thread must not do."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import raggedstore as rs
+from raggedstore.samples import Samples
+from raggedstore.training import FixedSize, Loader, Permuted, Sequential, Shuffled
+from raggedstore.training.ahead import Ahead
+
+SCHEMA = {
+    "audio": rs.Field(">i2", (None,)),
+    "image": rs.Field("uint8", (None, None, 3)),
+    "mel": rs.Field("float32", (None, 4)),
+    "label": rs.Field(">i8"),
+    "vector": rs.Field("float32", (3,)),
+    "text": rs.Field("str"),
+    "raw": rs.Field("bytes"),
+}
+COUNT = 203
+ORDERS = [Sequential(), Permuted(3), Shuffled(3, window=9000), Shuffled(3, window=200)]
+
+
+def sample(i: int) -> dict[str, Any]:
+    return {
+        "audio": np.arange(i % 50, dtype="i2"),
+        "image": np.full((i % 4, i % 3, 3), i % 256, "u1"),
+        "mel": np.full((i % 7, 4), i, "f4"),
+        "label": i,
+        "vector": np.full(3, i, "f4"),
+        "text": "да" * (i % 5) + str(i),
+        "raw": bytes(i % 6),
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> rs.Store:
+    path = tmp_path_factory.mktemp("loader") / "store"
+    store = rs.create(path, SCHEMA)
+    for first in (0, 120):  # two segments
+        with store.writer() as writer:
+            writer.extend(sample(i) for i in range(first, COUNT if first else 120))
+    return rs.open(path)
+
+
+def readers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "raggedstore-loader"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    for thread in readers():
+        thread.join(10)
+    assert not readers()
+
+
+def same(one: Any, other: Any) -> None:
+    assert list(one) == list(other)
+    for name, column in other.items():
+        assert type(one[name]) is type(column)
+        if isinstance(column, rs.RaggedBatch):
+            for part in ("values", "offsets", "shapes"):
+                got, wanted = getattr(one[name], part), getattr(column, part)
+                np.testing.assert_array_equal(got, wanted)
+                assert got.dtype == wanted.dtype
+        elif isinstance(column, list):
+            assert one[name] == column
+        else:
+            np.testing.assert_array_equal(one[name], column)
+            assert one[name].dtype == column.dtype
+
+
+def labels(batches: Any) -> list[int]:
+    return [int(label) for batch in batches for label in batch["label"]]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    order=st.sampled_from(ORDERS),
+    size=st.integers(1, 250),
+    prefetch=st.integers(0, 3),
+    budget=st.sampled_from([1, 5000, 100_000, "512MB"]),
+    drop_last=st.booleans(),
+)
+def test_batches_are_what_the_store_gives(store: rs.Store, **options: Any) -> None:
+    size, drop_last = options.pop("size"), options.pop("drop_last")
+    loader = Loader(store, batch=size, drop_last=drop_last, **options)
+
+    batches = list(loader)
+
+    order = labels(batches)
+    assert len(batches) == len(loader)
+    whole = COUNT // size * size if drop_last else COUNT
+    assert len(order) == whole == len(set(order))
+    if isinstance(options["order"], Sequential):
+        assert order == list(range(whole))
+    for i, batch in enumerate(batches):
+        same(batch, store.batch(order[i * size : (i + 1) * size]))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_prefetch_and_batch_size_do_not_touch_the_order(store: rs.Store, order: Any) -> None:
+    ways = [(0, 1), (0, 64), (1, 7), (2, 64), (5, 500)]
+
+    got = [labels(Loader(store, order=order, prefetch=p, batch=b)) for p, b in ways]
+
+    assert all(order == got[0] for order in got)
+
+
+def test_each_iteration_is_the_next_epoch(store: rs.Store) -> None:
+    loader = Loader(store, fields=["label"], order=Permuted(1), batch=50)
+    assert loader.epoch == 0
+
+    first, second = labels(loader), labels(loader)
+    assert loader.epoch == 2
+    loader.set_epoch(0)
+
+    assert labels(loader) == first != second
+    assert sorted(first) == sorted(second) == list(range(COUNT))
+
+
+def test_iterators_of_one_loader_are_independent(store: rs.Store) -> None:
+    loader = Loader(store, fields=["label"], order=Permuted(1), batch=10)
+    alone = [labels(loader), labels(loader)]
+    loader.set_epoch(0)
+
+    one, other = iter(loader), iter(loader)
+    pairs = list(zip(one, other, strict=True))
+
+    assert [labels(side) for side in zip(*pairs, strict=True)] == alone
+
+
+def test_where_takes_a_mask_or_positions(store: rs.Store) -> None:
+    even = np.arange(COUNT) % 2 == 0
+    chosen = [7, 3, 3, -1]
+
+    assert labels(Loader(store, where=even)) == list(range(0, COUNT, 2))
+    assert labels(Loader(store, where=chosen)) == [7, 3, 3, COUNT - 1]
+    assert len(Loader(store, where=chosen, batch=3)) == 2
+    shuffled = Loader(store, where=even, order=Shuffled(window=3000))
+    assert sorted(labels(shuffled)) == list(range(0, COUNT, 2))
+
+
+def test_an_empty_store_has_no_batches(store: rs.Store) -> None:
+    for order in ORDERS:
+        loader = Loader(store, where=[], order=order)
+        assert len(loader) == 0 and list(loader) == []
+
+
+def test_padded_batches_say_how_long_each_sample_is(store: rs.Store) -> None:
+    (batch,) = Loader(store, where=[3, 5], collate="padded")
+    plain = store.batch([3, 5])
+
+    assert batch["audio"].shape == (2, 5)
+    assert batch["audio_lengths"].tolist() == [3, 5]
+    assert batch["image_shapes"].tolist() == [[3, 0, 3], [1, 2, 3]]
+    np.testing.assert_array_equal(batch["mel"], plain["mel"].to_padded())
+    assert batch["text"] == plain["text"] and batch["label"].tolist() == [3, 5]
+    assert "label_lengths" not in batch and "text_lengths" not in batch
+
+
+def test_a_function_collates(store: rs.Store) -> None:
+    loader = Loader(store, batch=100, collate=lambda batch: len(batch["text"]))
+
+    assert list(loader) == [100, 100, 3]
+
+
+def test_batches_of_a_read_are_views_that_do_not_overlap(store: rs.Store) -> None:
+    batches = list(Loader(store, fields=["audio"], batch=20))
+    for batch in batches:
+        batch["audio"].values[:] = -1
+
+    again = list(Loader(store, fields=["audio"], batch=20))
+
+    assert batches[0]["audio"].values.base is batches[1]["audio"].values.base
+    np.testing.assert_array_equal(
+        again[1]["audio"].values, store["audio"].batch(slice(20, 40)).values
+    )
+
+
+class Watched(Samples):
+    """Samples that count the bytes read of them, and fail at a given one."""
+
+    def __init__(self, base: Samples, fail_at: int | None = None) -> None:
+        self.base, self.fail_at, self.seen = base, fail_at, 0
+
+    @property
+    def schema(self) -> rs.Schema:
+        return self.base.schema
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def read(self, name: str, positions: Any) -> Any:
+        if self.fail_at is not None and self.fail_at in positions:
+            raise rs.CorruptionError("made to fail")
+        self.seen += len(positions)
+        return self.base.read(name, positions)
+
+    def read_shapes(self, name: str, positions: Any) -> Any:
+        return self.base.read_shapes(name, positions)
+
+    def read_windows(self, name: str, positions: Any, starts: Any, stops: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_windows_too_large_for_memory_are_read_in_parts_in_the_same_order(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "uneven", {"a": rs.Field("u1", (None,)), "label": rs.Field("i4")})
+    with store.writer() as writer:  # a window of the samples 100 to 109 is six times the average
+        for i in range(200):
+            writer.append({"a": np.zeros(2000 * (100 <= i < 110), "u1"), "label": i})
+    order = Shuffled(0, window=3000)
+    largest = 0
+
+    class Measured(Watched):
+        def read(self, name: str, positions: Any) -> Any:
+            nonlocal largest
+            column = super().read(name, positions)
+            largest = max(largest, column.nbytes)
+            return column
+
+    roomy = labels(Loader(store, order=order, batch=2))
+    tight = labels(Loader(Measured(store), order=order, batch=2, budget=7000))
+
+    assert roomy == tight and sorted(tight) == list(range(200))
+    assert 2000 < largest < 7000
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_error_reaches_the_loop_with_its_own_traceback(
+    store: rs.Store, order: Any, prefetch: int
+) -> None:
+    loader = Loader(Watched(store, fail_at=150), order=order, prefetch=prefetch, batch=10)
+
+    with pytest.raises(rs.CorruptionError, match="made to fail") as caught:
+        list(loader)
+
+    assert any(frame.name == "read" for frame in caught.traceback)
+
+
+def test_batches_before_an_error_still_come(store: rs.Store) -> None:
+    loader = Loader(Watched(store, fail_at=150), batch=10, fields=["label"], budget=3000)
+    got = []
+    with pytest.raises(rs.CorruptionError):
+        for batch in loader:
+            got.append(batch)
+
+    assert labels(got) == list(range(len(got) * 10)) and got
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_loop_left_early_leaves_no_thread(store: rs.Store, order: Any) -> None:
+    for _ in Loader(store, order=order, batch=5, budget=20_000):
+        break
+
+    assert not readers()
+
+
+def test_a_dropped_iterator_stops_its_thread(store: rs.Store) -> None:
+    batches = iter(Loader(store, order=Shuffled(window=2000), batch=5, budget=20_000))
+    next(batches)
+    assert readers()
+
+    cycle = [batches]
+    cycle.append(cycle)
+    del batches, cycle
+    gc.collect()
+
+    for thread in readers():
+        thread.join(10)
+    assert not readers()
+
+
+def test_an_iterator_never_begun_starts_no_thread(store: rs.Store) -> None:
+    batches = iter(Loader(store))
+
+    assert not readers()
+    del batches
+
+
+@pytest.mark.parametrize("order", [Sequential(), Permuted(), Shuffled(window=3000)])
+def test_a_slow_loop_makes_nothing_grow(store: rs.Store, order: Any) -> None:
+    watched = Watched(store.select(fields=["label"]))
+    loader = Loader(watched, order=order, batch=4, prefetch=2, budget=1200)
+    total = 24 * COUNT
+
+    eaten = 0
+    for _ in loader:
+        eaten += 4
+        for thread in readers():
+            thread.join(0.002)  # all the time it wants to read on
+        # What is read but not eaten; a batch is made whole even where the budget is smaller.
+        assert (watched.seen - eaten) * 24 <= 1200 + 4 * 24
+    assert eaten >= COUNT and total > 2400
+
+
+def test_work_ahead_keeps_to_its_count_and_bytes() -> None:
+    sizes = [10, 10, 70, 20, 200, 10, 10, 10, 10, 10, 10]
+    made: list[int] = []
+    news = threading.Semaphore(0)
+
+    def make(i: int) -> int:
+        made.append(i)
+        news.release()
+        return i
+
+    def jobs() -> Iterator[Any]:
+        for i, nbytes in enumerate(sizes):
+            yield nbytes, partial(make, i)
+
+    ahead = Ahead(jobs(), count=3, limit=100)
+    got = []
+    # How many are made once the loop has taken one more: 100 bytes, or one, or 3 and its own.
+    for there in (3, 4, 4, 4, 5, 9, 10, 11, 11, 11, 11):
+        got.append(next(ahead))
+        while len(made) < there:
+            assert news.acquire(timeout=10)
+        assert len(made) == there
+    assert got == made == list(range(len(sizes)))
+    assert next(ahead, None) is None and next(ahead, None) is None
+    ahead.close()
+
+
+def test_a_loader_pickles_with_its_epoch(store: rs.Store) -> None:
+    loader = Loader(store, order=Shuffled(5, window=3000), batch=FixedSize(30), collate="padded")
+    list(loader)
+
+    copy = pickle.loads(pickle.dumps(loader))
+
+    assert repr(copy) == repr(loader) and copy.epoch == 1
+    assert labels(copy) == labels(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_loader_works_after_a_fork_and_an_iterator_says_it_cannot(store: rs.Store) -> None:
+    loader = Loader(store, fields=["label"], batch=10, order=Permuted(2), budget=3000)
+    begun = iter(loader)
+    next(begun)
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+
+    def child() -> None:
+        loader.set_epoch(0)
+        said = ""
+        try:
+            list(begun)
+        except rs.UsageError as error:
+            said = str(error)
+        send.send((labels(loader), said))
+
+    process = context.Process(target=child)
+    process.start()
+    assert receive.poll(60)
+    got, said = receive.recv()
+    process.join()
+
+    loader.set_epoch(0)
+    assert got == labels(loader)
+    assert "fork" in said
+    begun.close()  # type: ignore[attr-defined]
+
+
+def test_the_interpreter_ends_with_an_iterator_half_way(store: rs.Store) -> None:
+    code = (
+        "import sys, raggedstore as rs\n"
+        "from raggedstore.training import Loader, Shuffled\n"
+        "store, order = rs.open(sys.argv[1]), Shuffled(window=2000)\n"
+        "loader = Loader(store, batch=3, budget=20_000, order=order)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+    )
+    root = Path(rs.__file__).resolve().parent.parent
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store.path)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 0},
+        {"batch": True},
+        {"batch": 2.5},
+        {"batch": "64"},
+        {"order": "shuffled"},
+        {"order": Shuffled},
+        {"collate": "torch"},
+        {"prefetch": -1},
+        {"prefetch": 1.5},
+        {"budget": 0},
+        {"budget": "lots"},
+        {"fields": "audio"},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(store: rs.Store, options: Any) -> None:
+    with pytest.raises(rs.UsageError):
+        Loader(store, **options)
+
+
+def test_other_mistakes_have_the_errors_that_stores_have(store: rs.Store) -> None:
+    with pytest.raises(rs.UnknownFieldError, match="no field 'video'"):
+        Loader(store, fields=["video"])
+    with pytest.raises(rs.OutOfRangeError):
+        Loader(store, where=[COUNT])
+    with pytest.raises(rs.OutOfRangeError):
+        Loader(store, where=[True])
+    with pytest.raises(rs.UsageError, match="not list"):
+        Loader([{"audio": 1}])  # type: ignore[arg-type]
+    with pytest.raises(rs.UsageError):
+        Loader(store).set_epoch(-1)
+
+
+def test_a_field_in_the_way_of_the_lengths_is_refused(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "s", {"a": rs.Field("i4", (None,)), "a_lengths": rs.Field("i4")})
+
+    with pytest.raises(rs.UsageError, match="a_lengths"):
+        Loader(store, collate="padded")
+    assert list(Loader(store, fields=["a"], collate="padded")) == []
+
+
+def test_a_loader_says_what_it_is(store: rs.Store) -> None:
+    loader = Loader(store, fields=["audio"], batch=64, drop_last=True)
+
+    for part in ("203 samples in 3 batches", "audio", "Sequential()", "FixedSize(size=64)", "512"):
+        assert part in repr(loader)
