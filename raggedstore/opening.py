@@ -20,6 +20,7 @@ def open(
     group: str | None = None,
     budget: int | str = DEFAULT_BUDGET,
     in_memory: bool = False,
+    checksums: bool = True,
     verify: bool = False,
 ) -> Store | SingleFile:
     """Open a store, or one HDF5 file as if it were one.
@@ -39,6 +40,9 @@ def open(
         Bytes of decoded data to hold: an int, or a string such as "256MB".
     in_memory
         Read files whole into memory instead of piece by piece.
+    checksums
+        Of a store: check what is read against its checksum (a hundredth or two of the time of
+        reading). Without, a damaged file may give wrong values.
     verify
         Of a store: verify all checksums and side columns first.
 
@@ -56,7 +60,13 @@ def open(
         if group is not None:
             raise UsageError("a store has no groups: group= is for single files")
         return Store(
-            where, mode, version=version, budget=budget, in_memory=in_memory, verify=verify
+            where,
+            mode,
+            version=version,
+            budget=budget,
+            in_memory=in_memory,
+            checksums=checksums,
+            verify=verify,
         )
     if not where.exists():
         raise NotAStoreError(f"{where}: no such file or folder")

@@ -59,6 +59,11 @@ class Samples(ABC):
     ) -> RaggedBatch:
         """Rows ``[start, stop)``, cut to its length, of the ragged field `name` of each sample."""
 
+    def read_one(self, name: str, position: int) -> Any:
+        """The field `name` of one sample: an array of its own shape, or a scalar."""
+        column = self.read(name, np.array([position], np.int64))
+        return column[0]
+
     def __getitem__(self, key: Any) -> Any:
         """A field by name, a sample by int, or a list of samples by slice, list or mask.
 
@@ -67,8 +72,8 @@ class Samples(ABC):
         if isinstance(key, str):
             return FieldView(self, key)
         if is_single(key):
-            position = np.array([as_position(key, len(self))], np.int64)
-            return {n: present_list(f, self.read(n, position))[0] for n, f in self.schema.items()}
+            position = as_position(key, len(self))
+            return {n: present_one(f, self.read_one(n, position)) for n, f in self.schema.items()}
         return self._rows(as_positions(key, len(self)))
 
     def _rows(self, positions: Positions) -> list[dict[str, Any]]:
@@ -137,8 +142,8 @@ class FieldView:
     def __getitem__(self, key: Any) -> Any:
         """One sample's value by int; a list of values by slice, list or mask."""
         if is_single(key):
-            position = np.array([as_position(key, len(self))], np.int64)
-            return present_list(self.field, self._samples.read(self.name, position))[0]
+            position = as_position(key, len(self._samples))
+            return present_one(self.field, self._samples.read_one(self.name, position))
         positions = as_positions(key, len(self))
         return present_list(self.field, self._samples.read(self.name, positions))
 
@@ -274,6 +279,11 @@ class Selection(Samples):
     def read(self, name: str, positions: Positions) -> Column:
         return self._base.read(name, self._of_base(positions))
 
+    def read_one(self, name: str, position: int) -> Any:
+        if self._positions is not None:
+            position = int(self._positions[position])
+        return self._base.read_one(name, position)
+
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         return self._base.read_shapes(name, self._of_base(positions))
 
@@ -312,6 +322,10 @@ class Concatenation(Samples):
         return read_parts(
             field, self._starts, positions, lambda i, local: self._parts[i].read(name, local)
         )
+
+    def read_one(self, name: str, position: int) -> Any:
+        part = int(np.searchsorted(self._starts, position, "right")) - 1
+        return self._parts[part].read_one(name, position - int(self._starts[part]))
 
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         return shapes_of_parts(
@@ -437,8 +451,18 @@ def present(field: Field, column: Column) -> Any:
     assert isinstance(column, RaggedBatch)
     raw, bounds = column.values.tobytes(), column.offsets.tolist()
     pieces = [raw[a:b] for a, b in itertools.pairwise(bounds)]
-    if field.kind == "bytes":
-        return pieces
+    return pieces if field.kind == "bytes" else _decoded(pieces)
+
+
+def present_one(field: Field, value: Any) -> Any:
+    """One sample's value as it is shown: text as str or bytes, all else as it is."""
+    if field.kind == "array":
+        return value
+    raw: bytes = value.tobytes()
+    return raw if field.kind == "bytes" else _decoded([raw])[0]
+
+
+def _decoded(pieces: list[bytes]) -> list[str]:
     try:
         return [piece.decode() for piece in pieces]
     except UnicodeDecodeError as error:

@@ -98,6 +98,11 @@ class Field:
         return len(self.shape)
 
     @property
+    def is_vector(self) -> bool:
+        """Whether a sample has one dimension, a ragged one: its length says all of its shape."""
+        return self.shape == (None,)
+
+    @property
     def is_ragged(self) -> bool:
         """Whether samples lie flattened with side columns.
 

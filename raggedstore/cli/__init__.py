@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from raggedstore import __version__
+from raggedstore.cli.bench import bench
 from raggedstore.cli.importing import import_command
 from raggedstore.cli.keeping import compact, export, log, vacuum, verify
 from raggedstore.cli.output import one_line
@@ -49,6 +50,7 @@ for _command in (
     compact,
     vacuum,
     export,
+    bench,
 ):
     cli.add_command(_command)
 

@@ -47,10 +47,13 @@ def info(corpus: str, as_json: bool) -> None:
             "versions": kept,
             "time": last.time if last is not None else None,
             "samples": len(store),
-            "segments": len(last.segments) if last is not None else None,
+            "segments": last.segment_count if last is not None else None,
             "nbytes": nbytes,
             "nbytes_stored": stored,
-            "fields": {name: _describe(field) for name, field in store.schema.items()},
+            "fields": {
+                name: _describe(field) | _stored_as(store, name)
+                for name, field in store.schema.items()
+            },
             "metadata": metadata,
         }
         if as_json:
@@ -62,13 +65,25 @@ def info(corpus: str, as_json: bool) -> None:
             rows.append(("version", f"{last.version} of {when(last.time)}, {kept} kept"))
         rows.append(("samples", len(store)))
         if last is not None:
-            rows.append(("segments", len(last.segments)))
+            rows.append(("segments", last.segment_count))
         rows.append(("size", f"{format_bytes(nbytes)} in {format_bytes(stored)} on disk{ratio}"))
-        rows += [(f"field {name}", _text(field)) for name, field in store.schema.items()]
+        for name, field in store.schema.items():
+            how = _stored_as(store, name).get("compression", "")
+            rows.append((f"field {name}", f"{_text(field)}{how and f', {how}'}"))
         rows += [(f"metadata {key}", value) for key, value in metadata.items()]
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             click.echo(f"{plain(name):<{width}}  {plain(value)}")
+
+
+def _stored_as(store: Any, name: str) -> dict[str, str]:
+    """How a field of a store is compressed; nothing is known of a single file's."""
+    if not isinstance(store, rs.Store):
+        return {}
+    choice = store.compression[name]
+    if isinstance(choice, str):
+        return {"compression": f"{choice}, to be chosen when there is more data"}
+    return {"compression": str(choice)}
 
 
 def _decoded(samples: Samples) -> int:

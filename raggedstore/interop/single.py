@@ -18,8 +18,9 @@ from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
 from raggedstore.segment.codec import Compression
+from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
-from raggedstore.segment.reader import ReadContext, SegmentReader
+from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
@@ -87,6 +88,9 @@ class SingleFile(Samples):
         reader = self._reader
         return reader.ragged(name, positions) if field.is_ragged else reader.dense(name, positions)
 
+    def read_one(self, name: str, position: int) -> Any:
+        return self._reader.one(name, position)
+
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         self.schema[name]
         return self._reader.shapes(name, positions)
@@ -105,7 +109,7 @@ def _reopen(path: str, options: dict[str, Any]) -> SingleFile:
 def export(
     samples: Samples,
     path: str | os.PathLike[str],
-    compressions: Mapping[str, Compression],
+    compressions: Mapping[str, Compression | str],
     *,
     progress: bool = False,
 ) -> None:

@@ -1,9 +1,20 @@
-"""Decoded chunks, least recently used dropped first, never more bytes than the budget."""
+"""Decoded chunks, least recently used dropped first, never more bytes than the budget.
+
+Which chunks are worth their place? Samples read at random from a store much larger than the
+budget touch a little of many chunks, and would be slowed by decoding each whole, only for it to be
+dropped again; samples read over and over want nothing else. `ChunkCache.rent` settles it as one
+settles whether to rent or to buy: blocks of a chunk are decoded and forgotten until that has cost
+as much as decoding the chunk whole, which is then done and kept. It never costs more than twice
+what knowing the future would. While the cache has room, and nothing need be dropped for it, a
+quarter of that is enough.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,6 +23,9 @@ import numpy.typing as npt
 __all__ = ["ChunkCache"]
 
 Chunk = npt.NDArray[np.uint8]
+
+#: What was rented is remembered for so many times as many chunks as the budget holds.
+_REMEMBERED = 2
 
 
 class ChunkCache:
@@ -29,35 +43,81 @@ class ChunkCache:
         self.hits = 0
         self.misses = 0
         self._chunks: OrderedDict[Any, Chunk] = OrderedDict()
+        self._pending: dict[Any, Future[Chunk]] = {}
+        self._rented: OrderedDict[Any, int] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Any) -> Chunk | None:
-        """The chunk, now the most recently used; None where it is not held."""
+        """The chunk, now the most recently used; None where it is not held.
+
+        One that is being prepared is waited for; where that fails, it is not held.
+        """
         with self._lock:
             chunk = self._chunks.get(key)
-            if chunk is None:
+            if chunk is not None:
+                self._chunks.move_to_end(key)
+                self.hits += 1
+                return chunk
+            pending = self._pending.get(key)
+            if pending is None:
                 self.misses += 1
                 return None
-            self._chunks.move_to_end(key)
+        try:
+            chunk = pending.result()
+        except Exception:
+            return None  # whoever wants it now meets the error himself
+        with self._lock:
             self.hits += 1
-            return chunk
+        return chunk
 
     def put(self, key: Any, chunk: Chunk) -> None:
         """Hold the chunk, unless it alone is over the budget."""
+        chunk.flags.writeable = False
         if chunk.nbytes > self.budget:
             return
-        chunk.flags.writeable = False
         with self._lock:
+            self._rented.pop(key, None)
             old = self._chunks.pop(key, None)
             self.nbytes += chunk.nbytes - (old.nbytes if old is not None else 0)
             self._chunks[key] = chunk
             while self.nbytes > self.budget:
                 self.nbytes -= self._chunks.popitem(last=False)[1].nbytes
 
+    def prepare(self, key: Any, start: Callable[[], Future[Chunk] | None]) -> None:
+        """Hold the chunk that `start` has made elsewhere, unless it is held or on its way."""
+        with self._lock:
+            if key in self._chunks or key in self._pending:
+                return
+            future = start()
+            if future is None:
+                return
+            self._pending[key] = future
+        future.add_done_callback(lambda done: self._arrived(key, done))
+
+    def _arrived(self, key: Any, done: Future[Chunk]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.put(key, done.result())
+        with self._lock:
+            self._pending.pop(key, None)
+
+    def rent(self, key: Any, nbytes: int, whole: int) -> bool:
+        """Whether to decode `nbytes` of a chunk of `whole` bytes, and not to hold it whole."""
+        if whole > self.budget:
+            return True
+        with self._lock:
+            paid = self._rented.pop(key, 0) + nbytes
+            if paid > (whole if self.nbytes + whole > self.budget else whole // 4):
+                return False
+            self._rented[key] = paid
+            while len(self._rented) * whole > _REMEMBERED * self.budget:
+                self._rented.popitem(last=False)
+            return True
+
     def clear(self) -> None:
         """Drop every chunk."""
         with self._lock:
             self._chunks.clear()
+            self._rented.clear()
             self.nbytes = 0
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ whole process, and importing this module turns it on: without it threads decode 
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
+from raggedstore.units import format_bytes
 
 __all__ = [
-    "PROFILES",
     "Compression",
     "decode_blosc",
     "decode_frame",
     "encode_frame",
-    "profile",
     "side_column_compression",
 ]
 
@@ -41,6 +41,8 @@ _FILTERS = {
     "bitshuffle": blosc2.Filter.BITSHUFFLE,
     "bytedelta": blosc2.Filter.BYTEDELTA,
 }
+_MAX_FILTERS = 2
+_MAX_ITEM = 16  # larger items gain nothing from filters
 _MIN_FRAME = 87  # the shortest header that c-blosc2 writes
 _CHUNK_HEADER = 32
 
@@ -61,13 +63,16 @@ class Compression:
         Raw bytes in a chunk, the unit that is read at once.
     block_bytes
         Raw bytes in a block, the unit within a chunk that can be decoded alone.
+    item_bytes
+        What the filters take for one item; 0 for the size of the field's own.
     """
 
     codec: str = "zstd"
     level: int = 1
     filters: tuple[str, ...] = ("shuffle",)
     chunk_bytes: int = 2**19
-    block_bytes: int = 2**15
+    block_bytes: int = 2**14
+    item_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.codec not in _CODECS:
@@ -78,12 +83,23 @@ class Compression:
         for name in self.filters:
             if name not in _FILTERS:
                 raise UsageError(f"filters are {', '.join(_FILTERS)}, got {name!r}")
-        if len(self.filters) > 6:
-            raise UsageError("at most 6 filters")
+        # Under three or more, c-blosc2 3.3 works in the memory that it was given to compress,
+        # and so destroys its caller's array.
+        if len(self.filters) > _MAX_FILTERS:
+            raise UsageError(f"at most {_MAX_FILTERS} filters, got {', '.join(self.filters)}")
         if not 1 <= self.chunk_bytes <= 2**30:
             raise UsageError(f"chunk_bytes must be 1 to 2**30, got {self.chunk_bytes}")
         if not 512 <= self.block_bytes <= 2**29:
             raise UsageError(f"block_bytes must be 512 to 2**29, got {self.block_bytes}")
+        if not 0 <= self.item_bytes <= _MAX_ITEM:
+            raise UsageError(f"item_bytes must be 0 to {_MAX_ITEM}, got {self.item_bytes}")
+
+    def __str__(self) -> str:
+        what = " + ".join([f"{self.codec} {self.level}", *self.filters])
+        return (
+            f"{what}, chunks of {format_bytes(self.chunk_bytes)}, "
+            f"blocks of {format_bytes(self.block_bytes)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON types."""
@@ -93,6 +109,7 @@ class Compression:
             "filters": list(self.filters),
             "chunk_bytes": self.chunk_bytes,
             "block_bytes": self.block_bytes,
+            "item_bytes": self.item_bytes,
         }
 
     @classmethod
@@ -103,14 +120,26 @@ class Compression:
         except TypeError:
             raise SchemaError(f"not the description of a compression: {value!r}") from None
 
-    def params(self, itemsize: int, nbytes: int) -> blosc2.CParams:
-        """Blosc2's own parameters for a chunk of `nbytes` made of items of `itemsize` bytes."""
-        typesize = itemsize if itemsize <= 16 else 1
-        block = min(self.block_bytes, nbytes) // typesize * typesize or typesize
+    def chunk_rows(self, row_nbytes: int, itemsize: int) -> tuple[int, int]:
+        """Rows in a chunk and in a block: a chunk is so many whole blocks where it can be."""
+        unit = math.lcm(max(row_nbytes, 1), self._typesize(itemsize))
+        block = max(self.block_bytes // unit, 1) * unit // max(row_nbytes, 1)
+        rows = max(self.chunk_bytes // max(row_nbytes, 1), 1)
+        return (rows // block * block, block) if rows >= block else (rows, rows)
+
+    def _typesize(self, itemsize: int) -> int:
+        size = self.item_bytes or itemsize
+        return size if size <= _MAX_ITEM else 1
+
+    def params(self, itemsize: int, row_nbytes: int, nbytes: int) -> blosc2.CParams:
+        """Blosc2's own parameters for a chunk of `nbytes` made of rows of items."""
+        typesize = self._typesize(itemsize)
+        block = self.chunk_rows(row_nbytes, itemsize)[1] * max(row_nbytes, 1)
+        block = max(min(block, nbytes), typesize)
         filters = [name for name in self.filters if typesize > 1]
         # Old decoders get the tail of a block wrong under bytedelta where a block or a chunk
         # is not whole: nothing that could meet that is ever written.
-        if "bytedelta" in filters and nbytes % block:
+        if "bytedelta" in filters and (nbytes % block or block % typesize):
             filters.remove("bytedelta")
         codes = [_FILTERS[name] for name in filters]
         return blosc2.CParams(
@@ -124,43 +153,25 @@ class Compression:
         )
 
 
-#: What each profile means, by the size of an item: single bytes gain nothing from shuffling.
-PROFILES = ("fast", "balanced", "small")
-
-
-def profile(name: str, itemsize: int) -> Compression:
-    """The compression that the profile `name` picks for items of `itemsize` bytes."""
-    if name not in PROFILES:
-        raise UsageError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}")
-    wide = itemsize > 1
-    if name == "fast":
-        return Compression("lz4", 5, ("shuffle",) if wide else ())
-    if name == "balanced":
-        if wide:
-            return Compression("zstd", 1, ("bitshuffle",))
-        return Compression("zstd", 3, ())
-    if wide:
-        return Compression("zstd", 3, ("shuffle", "bytedelta"), block_bytes=2**16)
-    return Compression("zstd", 7, (), block_bytes=2**18)
-
-
 def side_column_compression() -> Compression:
     """What side columns are written with: neighbouring starts differ little, byte by byte."""
-    return Compression("zstd", 1, ("shuffle", "bytedelta"), chunk_bytes=2**17, block_bytes=2**15)
+    return Compression("zstd", 1, ("shuffle", "bytedelta"))
 
 
-def encode_frame(raw: npt.NDArray[Any], itemsize: int, compression: Compression) -> bytes:
+def encode_frame(
+    raw: npt.NDArray[Any], itemsize: int, row_nbytes: int, compression: Compression
+) -> bytes:
     """The frame of one chunk.
 
     Parameters
     ----------
     raw
         C-contiguous array: the whole chunk.
-    itemsize
-        Bytes of one value.
+    itemsize, row_nbytes
+        Bytes of one value and of one row.
     """
     data = raw.reshape(-1).view(np.uint8)
-    params = compression.params(itemsize, data.nbytes)
+    params = compression.params(itemsize, row_nbytes, data.nbytes)
     frame = blosc2.SChunk(chunksize=data.nbytes, data=data, cparams=params).to_cframe()
     if blosc2.Filter.BYTEDELTA in params.filters:
         back = np.empty(data.nbytes, np.uint8)

@@ -117,6 +117,26 @@ class FileBytes:
             raise CorruptionError(f"{self.path}: ends before byte {offset + size}")
         return piece
 
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `offset`; CorruptionError where the file ends before."""
+        done = 0
+        try:
+            if self._whole is not None:
+                piece = self._whole[offset : offset + len(out)]
+                out[: len(piece)] = piece
+                done = len(piece)
+            else:
+                file = self._files.get(self.path)
+                while done < len(out):
+                    got = os.preadv(file.number, [out[done:]], offset + done)
+                    if not got:
+                        break
+                    done += got
+        except OSError as error:
+            raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
+        if done < len(out):
+            raise CorruptionError(f"{self.path}: ends before byte {offset + len(out)}")
+
     def pieces(self, size: int = 2**20) -> Iterator[memoryview]:
         """The whole file, from its beginning, in pieces of at most `size` bytes."""
         for offset in range(0, self.size, size):

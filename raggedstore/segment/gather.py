@@ -1,31 +1,84 @@
-"""Rows from chunks into one buffer: plan a whole batch in NumPy, then one visit per chunk.
+"""Rows from chunks into one buffer: plan a whole batch in NumPy, then as few calls as may be.
 
 The caller asks for row ranges of one dataset, to lie one after another in `out`. Ranges that
-continue one another are merged; each is cut at chunk borders into pieces; pieces are grouped by
-chunk, in file order, and each chunk is decoded once. A chunk that is wanted whole goes straight
-into place; any other is decoded apart, kept in the cache, and its pieces are copied (all tiny
-pieces of a chunk in one fancy assignment, so that no Python work is done per sample).
+continue one another are merged; each is cut at chunk borders into pieces; pieces are put in file
+order. What then happens to a chunk depends on how much of it is wanted:
+
+* whole: it is decoded straight into place
+* it lies in the cache: its pieces are copied from there
+* little of it: the blocks that hold the pieces are decoded, many chunks' blocks in one call, and
+  the pieces are copied from them
+* most of it, or, over time, as much of it as it holds: it is decoded whole and kept in the cache
+
+All tiny pieces of a chunk are copied in one fancy assignment, so that no Python work is done per
+sample where a batch holds thousands.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.batch import expand_ranges, offsets_of
+from raggedstore.batch import copy_ranges, expand_ranges, offsets_of
+from raggedstore.errors import CorruptionError
 
-__all__ = ["gather"]
+__all__ = ["ChunkSource", "gather"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 #: Pieces shorter than this many rows on average are copied together by index.
 _TINY = 64
+#: Bytes of blocks that are decoded in one call: more than makes up for the call, and few enough
+#: to stay in the processor's cache until they are copied.
+_JOB = 2**19
+#: A chunk up to this size is kept even when it is wanted whole: a store of many small segments
+#: is made of such, and would decode them again and again.
+_TRIFLE = 2**14
+#: Less than this to decode or copy is not worth another thread.
+_THREADED = 2**17
+
+
+class ChunkSource(Protocol):
+    """A dataset cut into chunks, and how to get at them."""
+
+    chunk_rows: int
+    row_nbytes: int
+    block_nbytes: int  #: raw bytes of a block; 0 where chunks can only be decoded whole
+
+    def cached(self, number: int) -> npt.NDArray[Any] | None:
+        """The rows of a chunk, if they are in the cache or on their way there."""
+
+    def fetch(self, number: int) -> npt.NDArray[Any]:
+        """The rows of a chunk, decoded whole and kept in the cache."""
+
+    def decode_into(self, number: int, out: Bytes) -> None:
+        """Decode a chunk into raw bytes of exactly its size, past the cache."""
+
+    def rent(self, number: int, nbytes: int) -> bool:
+        """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
+
+    def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
+        """Decode blocks, numbered through all chunks and ascending, into `out`."""
+
+    def scratch(self, nbytes: int) -> Bytes:
+        """Memory of this thread's own to decode into, until it asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Runs of rows, each within one chunk, in file order."""
+
+    chunk: Int64s
+    low: Int64s  #: first row, within the chunk
+    count: Int64s
+    place: Int64s  #: first row, in the output
 
 
 def merge_ranges(starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
@@ -42,82 +95,255 @@ def merge_ranges(starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
     )
 
 
-def cut_at_chunks(
-    starts: Int64s, stops: Int64s, chunk_rows: int
-) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-    """Pieces, each within one chunk: (chunk number, first row in it, rows, place in the output)."""
+def cut_at_chunks(starts: Int64s, stops: Int64s, chunk_rows: int) -> _Pieces:
+    """The pieces of ranges, in the order of the ranges."""
     first, last = starts // chunk_rows, (stops - 1) // chunk_rows
     if (first == last).all():
-        return first, starts - first * chunk_rows, stops - starts, offsets_of(stops - starts)[:-1]
+        count = stops - starts
+        return _Pieces(first, starts - first * chunk_rows, count, offsets_of(count)[:-1])
     counts = last - first + 1
     chunks = expand_ranges(first, counts)
     low = np.maximum(np.repeat(starts, counts), chunks * chunk_rows)
     high = np.minimum(np.repeat(stops, counts), (chunks + 1) * chunk_rows)
-    return chunks, low - chunks * chunk_rows, high - low, offsets_of(high - low)[:-1]
+    return _Pieces(chunks, low - chunks * chunk_rows, high - low, offsets_of(high - low)[:-1])
+
+
+def order_of(keys: Int64s) -> Int64s | None:
+    """The stable order of non-negative `keys`, by radix; None where they are sorted already."""
+    if (keys[1:] >= keys[:-1]).all():
+        return None
+    order = np.argsort(keys.astype(np.uint16), kind="stable")  # NumPy sorts 16 bits by radix
+    high = keys >> 16
+    while high.any():
+        order = order[np.argsort(high[order].astype(np.uint16), kind="stable")]
+        high >>= 16
+    return order
 
 
 def gather(
     starts: Int64s,
     stops: Int64s,
     out: npt.NDArray[Any],
-    *,
-    rows: int,
-    chunk_rows: int,
-    fetch: Callable[[int], npt.NDArray[Any]],
-    decode_into: Callable[[int, Bytes], None],
+    source: ChunkSource,
     pool: ThreadPoolExecutor | None,
+    threads: int = 2,
 ) -> None:
     """Fill `out` with the rows of the ranges ``[starts, stops)``, one after another.
 
     Parameters
     ----------
     starts, stops
-        (k,) int64, within ``[0, rows]``.
+        (k,) int64, within the rows of `source`.
     out
         (total, ...) C-contiguous.
-    rows, chunk_rows
-        Length of the dataset and of its chunks.
-    fetch
-        The rows of a chunk, decoded, from the cache where it is there.
-    decode_into
-        Decode a chunk into raw bytes of exactly its size, past the cache.
-    pool
-        Threads to decode in, or None for the caller's own.
+    pool, threads
+        Where to decode besides the caller's own thread, or None; and in how many threads in all.
     """
     starts, stops = merge_ranges(starts, stops)
     if not len(starts):
         return
-    chunks, low, count, place = cut_at_chunks(starts, stops, chunk_rows)
-    if len(chunks) > 1 and (np.diff(chunks) < 0).any():
-        order = np.argsort(chunks, kind="stable")
-        chunks, low, count, place = chunks[order], low[order], count[order], place[order]
-    edges = np.flatnonzero(np.diff(chunks)) + 1
-    groups = np.concatenate([[0], edges, [len(chunks)]]).tolist()
-
-    def visit(a: int, b: int) -> None:
-        number = int(chunks[a])
-        if b - a == 1:
-            size, at = int(count[a]), int(place[a])
-            if size == chunk_rows and out.nbytes:
-                decode_into(number, out[at : at + size].reshape(-1).view(np.uint8))
-                return
-            first = int(low[a])
-            out[at : at + size] = fetch(number)[first : first + size]
-            return
-        decoded = fetch(number)
-        total = int(count[a:b].sum())
-        if total < _TINY * (b - a):
-            source = expand_ranges(low[a:b], count[a:b])
-            out[expand_ranges(place[a:b], count[a:b])] = decoded[source]
-            return
-        pieces = zip(low[a:b].tolist(), count[a:b].tolist(), place[a:b].tolist(), strict=True)
-        for first, size, at in pieces:
-            out[at : at + size] = decoded[first : first + size]
-
-    spans = list(itertools.pairwise(groups))
-    if pool is None or len(spans) < 2:
-        for span in spans:
-            visit(*span)
+    pieces = cut_at_chunks(starts, stops, source.chunk_rows)
+    keys = pieces.chunk
+    if source.block_nbytes:
+        chunk_nbytes = source.chunk_rows * source.row_nbytes
+        keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
+    order = order_of(keys) if len(keys) > 1 else None
+    if out.nbytes <= _THREADED:
+        pool = None
+    if order is None:
+        run(list(_tasks(pieces, out, source)), pool, threads)
         return
-    for done in [pool.submit(visit, *span) for span in spans]:
-        done.result()
+    chunk, low, count = pieces.chunk[order], pieces.low[order], pieces.count[order]
+    if len(out) >= _TINY * len(order):
+        run(
+            list(_tasks(_Pieces(chunk, low, count, pieces.place[order]), out, source)),
+            pool,
+            threads,
+        )
+        return
+    # Tiny pieces: each chunk's are copied side by side, and put into the order asked for at last.
+    offsets = offsets_of(count)
+    rows = np.empty_like(out)
+    run(list(_tasks(_Pieces(chunk, low, count, offsets[:-1]), rows, source)), pool, threads)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    copy_ranges(rows, offsets[:-1][back], offsets[1:][back], np.append(pieces.place, len(out)), out)
+
+
+Task = Callable[[], None]
+
+
+def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> None:
+    """Do all tasks, in this thread and up to `threads` - 1 others; the first error is raised."""
+    if pool is None or len(tasks) < 2 or threads < 2:
+        for task in tasks:
+            task()
+        return
+    left = deque(tasks)
+
+    def work() -> None:
+        while True:
+            try:
+                task = left.popleft()
+            except IndexError:
+                return
+            task()
+
+    others = [pool.submit(work) for _ in range(min(threads, len(tasks)) - 1)]
+    try:
+        work()
+    finally:
+        left.clear()
+        # One that has not begun has nothing to do any more: the pool may be busy elsewhere.
+        running = [other for other in others if not other.cancel()]
+        errors = [other.exception() for other in running]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> Iterator[Task]:
+    """What is to be done, each part independent of the others."""
+    chunk = pieces.chunk
+    edges = [0, *(np.flatnonzero(chunk[1:] != chunk[:-1]) + 1).tolist(), len(chunk)]
+    numbers = chunk[edges[:-1]].tolist()
+    sizes = pieces.count[edges[:-1]].tolist()
+    plan = _block_plan(pieces, source) if source.block_nbytes else None
+    needed = None if plan is None else np.add.reduceat(plan.fresh, edges[:-1]).tolist()
+    chunk_nbytes = source.chunk_rows * source.row_nbytes
+    whole_blocks = 0 if plan is None else plan.per_chunk
+    job: list[tuple[int, int]] = []
+    job_blocks = 0
+    for i, number in enumerate(numbers):
+        a, b = edges[i], edges[i + 1]
+        decoded = source.cached(number)
+        if decoded is not None:
+            _copy(pieces, a, b, out, decoded, pieces.low)
+        elif b - a == 1 and sizes[i] == source.chunk_rows and chunk_nbytes > _TRIFLE:
+            yield _or_blocks(
+                _whole(source, number, out, int(pieces.place[a]), sizes[i]),
+                None if plan is None else _blocks(source, plan, pieces, [(a, b)], out),
+            )
+        elif (
+            plan is not None
+            and needed is not None
+            and 4 * needed[i] <= 3 * whole_blocks
+            and source.rent(number, needed[i] * source.block_nbytes)
+        ):
+            if job and job[-1][1] == a:
+                job[-1] = (job[-1][0], b)
+            else:
+                job.append((a, b))
+            job_blocks += needed[i]
+            if job_blocks * source.block_nbytes >= _JOB:
+                yield _blocks(source, plan, pieces, job, out)
+                job, job_blocks = [], 0
+        else:
+            yield _or_blocks(
+                _fetched(source, pieces, a, b, out),
+                None if plan is None else _blocks(source, plan, pieces, [(a, b)], out),
+            )
+    if job and plan is not None:
+        yield _blocks(source, plan, pieces, job, out)
+
+
+def _or_blocks(task: Task, blocks: Task | None) -> Task:
+    """Where a chunk is damaged, what is wanted of it may lie in blocks that are not."""
+    if blocks is None:
+        return task
+
+    def either() -> None:
+        try:
+            task()
+        except CorruptionError:
+            blocks()
+
+    return either
+
+
+def _whole(source: ChunkSource, number: int, out: npt.NDArray[Any], at: int, rows: int) -> Task:
+    return lambda: source.decode_into(number, out[at : at + rows].reshape(-1).view(np.uint8))
+
+
+def _fetched(source: ChunkSource, pieces: _Pieces, a: int, b: int, out: npt.NDArray[Any]) -> Task:
+    return lambda: _copy(pieces, a, b, out, source.fetch(int(pieces.chunk[a])), pieces.low)
+
+
+def _copy(
+    pieces: _Pieces, a: int, b: int, out: npt.NDArray[Any], rows: npt.NDArray[Any], low: Int64s
+) -> None:
+    """Copy the pieces from a to b, each from `rows` beginning at its `low`."""
+    count, place = pieces.count, pieces.place
+    if b - a == 1:
+        first, size, at = int(low[a]), int(count[a]), int(place[a])
+        out[at : at + size] = rows[first : first + size]
+        return
+    begin, end = int(place[a]), int(place[b - 1]) + int(count[b - 1])
+    low, count, place = low[a:b], count[a:b], place[a:b]
+    tiny = end - begin < _TINY * (b - a)
+    if tiny and (place[1:] == place[:-1] + count[:-1]).all():
+        copy_ranges(rows, low, low + count, np.append(place, end) - begin, out[begin:end])
+        return
+    for first, size, at in zip(low.tolist(), count.tolist(), place.tolist(), strict=True):
+        out[at : at + size] = rows[first : first + size]
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockPlan:
+    """Which blocks each piece lies in, numbered through all chunks."""
+
+    per_chunk: int
+    first: Int64s  #: the block that a piece begins in
+    fresh_first: Int64s  #: the first of its blocks that no piece before it needs
+    fresh: Int64s  #: how many such there are
+
+
+def _block_plan(pieces: _Pieces, source: ChunkSource) -> _BlockPlan:
+    per_chunk = source.chunk_rows * source.row_nbytes // source.block_nbytes
+    base = pieces.chunk * per_chunk
+    start = pieces.low * source.row_nbytes
+    first = base + start // source.block_nbytes
+    last = base + (start + pieces.count * source.row_nbytes - 1) // source.block_nbytes
+    # Pieces are in the order of their first blocks, so what was needed before reaches up to here.
+    reached = np.empty(len(first), np.int64)
+    reached[0] = -1
+    np.maximum.accumulate(last[:-1], out=reached[1:])
+    fresh_first = np.maximum(first, reached + 1)
+    return _BlockPlan(per_chunk, first, fresh_first, np.maximum(last - fresh_first + 1, 0))
+
+
+def _blocks(
+    source: ChunkSource,
+    plan: _BlockPlan,
+    pieces: _Pieces,
+    job: list[tuple[int, int]],
+    out: npt.NDArray[Any],
+) -> Task:
+    """Decode the blocks of some chunks' pieces together, and copy the pieces from them."""
+
+    def task() -> None:
+        which = np.concatenate([np.arange(a, b) for a, b in job]) if len(job) > 1 else None
+        take = slice(*job[0]) if which is None else which
+        blocks = expand_ranges(plan.fresh_first[take], plan.fresh[take])
+        decoded: npt.NDArray[Any] = source.scratch(len(blocks) * source.block_nbytes)
+        source.decode_blocks(blocks, decoded)
+        slot = np.searchsorted(blocks, plan.first[take])
+        base = pieces.chunk[take] * plan.per_chunk
+        within = pieces.low[take] * source.row_nbytes - (plan.first[take] - base) * (
+            source.block_nbytes
+        )
+        at = slot * source.block_nbytes + within
+        count, place = pieces.count[take], pieces.place[take]
+        if source.block_nbytes % source.row_nbytes:  # then pieces are found by byte, not by row
+            rows, target = decoded, out.reshape(-1).view(np.uint8)
+            count, place = count * source.row_nbytes, place * source.row_nbytes
+        else:
+            rows, target = decoded.view(out.dtype).reshape(-1, *out.shape[1:]), out
+            at //= source.row_nbytes
+        local = _Pieces(base, at, count, place)
+        done = 0
+        for a, b in job:  # the pieces of each lie side by side
+            _copy(local, done, done + b - a, target, rows, at)
+            done += b - a
+
+    return task

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
 from raggedstore.layout import DATA, SCHEMA_ATTRIBUTE, SHAPE, SPAN, Column, columns_of
 from raggedstore.schema import Field, Schema
+from raggedstore.segment.blocks import BlockTable, blocks_of
 from raggedstore.segment.codec import decode_blosc
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_bounds
@@ -29,6 +30,7 @@ from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_b
 __all__ = ["rebuild_table"]
 
 BLOSC, BLOSC2 = 32001, 32026
+_HEAD_BYTES = 2**13  # where a chunk of up to some 2,000 blocks says where they lie
 _RUN_BYTES = 2**20  # of rows that are read together from a dataset without chunks of its own
 MAX_CHUNK_BYTES = 2**31 - 1
 
@@ -199,17 +201,20 @@ def _dataset(
             check_bounds(entries, len(data), name)
             filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
             if filters == [BLOSC2]:
-                return DatasetTable(column, rows, chunk_rows, entries)
+                blocks = _blocks(entries, chunk_rows * row_nbytes, data)
+                return DatasetTable(column, rows, chunk_rows, entries, blocks)
             if filters == [BLOSC]:
-                return DatasetTable(column, rows, chunk_rows, entries, _stored(decode_blosc))
+                return DatasetTable(column, rows, chunk_rows, entries, source=_stored(decode_blosc))
             if not filters:
-                return DatasetTable(column, rows, chunk_rows, entries, _stored(_copy))
+                return DatasetTable(column, rows, chunk_rows, entries, source=_stored(_copy))
     elif rows > max(len(data), 1) * 2**16 // row_nbytes:
         raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
     else:
         chunk_rows = max(_RUN_BYTES // row_nbytes, 1)
     entries = np.zeros(-(-rows // chunk_rows), ENTRY)
-    return DatasetTable(column, rows, chunk_rows, entries, _by_parser(node, chunk_rows, lock))
+    return DatasetTable(
+        column, rows, chunk_rows, entries, source=_by_parser(node, chunk_rows, lock)
+    )
 
 
 def _chunk_entries(node: Any, rows: int, chunk_rows: int) -> npt.NDArray[Any] | None:
@@ -228,6 +233,15 @@ def _chunk_entries(node: Any, rows: int, chunk_rows: int) -> npt.NDArray[Any] | 
             entries[number] = (info.byte_offset, info.size, 0)
             found[number] = True
     return entries if found.all() else None
+
+
+def _blocks(entries: npt.NDArray[Any], chunk_nbytes: int, data: FileBytes) -> BlockTable | None:
+    """Where the blocks of Blosc2 chunks lie, from what each chunk begins with."""
+    found = []
+    for offset, size in entries[["offset", "size"]].tolist():
+        blocks = blocks_of(data.read(offset, min(size, _HEAD_BYTES)), size)
+        found.append((blocks, np.zeros(0 if blocks is None else len(blocks.edges) - 1, np.uint32)))
+    return BlockTable.of(found, chunk_nbytes)
 
 
 Source = Callable[[int, memoryview, npt.NDArray[np.uint8]], None]

@@ -13,6 +13,7 @@ libhdf5 and PyTables are not safe to use from several threads; every call goes u
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +39,10 @@ from raggedstore.layout import (
     columns_of,
 )
 from raggedstore.schema import Field, Schema
+from raggedstore.segment.blocks import BlockTable, ChunkBlocks, block_checksum, blocks_of
 from raggedstore.segment.codec import Compression, encode_frame, side_column_compression
 from raggedstore.segment.empty import empty_file
+from raggedstore.segment.profiles import ENOUGH, choose, profile
 from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, checksum
 
 if TYPE_CHECKING:
@@ -51,26 +55,64 @@ hdf5_lock = threading.RLock()
 _FLUSH_SAMPLES = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A chunk as it is stored, and what the chunk table keeps of it."""
+
+    frame: bytes
+    size: int
+    digest: int
+    blocks: ChunkBlocks | None
+    checks: npt.NDArray[np.uint32]
+
+
+def _encode(chunk: npt.NDArray[Any], column: Column, compression: Compression) -> _Encoded:
+    frame = encode_frame(chunk, column.dtype.itemsize, column.row_nbytes, compression)
+    view = memoryview(frame)
+    blocks = blocks_of(view, len(view))
+    edges = blocks.edges.tolist() if blocks is not None else []
+    checks = [block_checksum(view[a:b]) for a, b in itertools.pairwise(edges)]
+    return _Encoded(frame, len(frame), checksum(frame), blocks, np.array(checks, np.uint32))
+
+
 class _ColumnWriter:
     """One dataset being written, a chunk at a time."""
 
     def __init__(
-        self, owner: SegmentWriter, group: str, column: Column, compression: Compression
+        self,
+        owner: SegmentWriter,
+        group: str,
+        column: Column,
+        compression: Compression | str,
     ) -> None:
         self.column = column
+        self.compression = compression  # the name of a profile until there is data to try it on
         self.rows = 0  # rows accepted so far
         self.stored = 0  # bytes of frames put into the file
         self._owner = owner
         self._group = group
-        self._compression = compression
-        self._row = max(column.row_nbytes, 1)
-        self._chunk_rows = max(compression.chunk_bytes // self._row, 1)
+        self._row = column.row_nbytes
+        self._compression = (  # what chunks are encoded with
+            profile(compression, column.dtype.itemsize)
+            if isinstance(compression, str)
+            else compression
+        )
+        self._chunk_rows, self._block_rows = self._compression.chunk_rows(
+            self._row, column.dtype.itemsize
+        )
         self._staged = 0  # rows in the staging chunk
         # Starts small: a store of many fields with few samples should not cost a chunk each.
         self._stage = self._empty(min(self._chunk_rows, 1024))
-        self._pending: deque[Future[bytes]] = deque()
-        self._entries: list[tuple[int, int]] = []  # (size, checksum) of each frame put
+        self._pending: deque[Future[_Encoded]] = deque()
+        self._put_chunks: list[_Encoded] = []  # without their frames
         self._leaf: Any = None
+
+    @property
+    def expected(self) -> int:
+        """Bytes of frames that were put, and at the same ratio those of chunks in flight."""
+        raw = len(self._put_chunks) * self._chunk_rows * self._row
+        waiting = len(self._pending) * self._chunk_rows * self._row
+        return self.stored + int(waiting * (self.stored / raw if raw else 1))
 
     def _empty(self, rows: int) -> npt.NDArray[Any]:
         return np.empty((rows, *self.column.row_shape), self.column.dtype)
@@ -97,19 +139,27 @@ class _ColumnWriter:
             if self._staged == self._chunk_rows:
                 self._emit()
 
+    def _choose(self) -> None:
+        """Try the profile on the first chunk, unless that is too short to tell anything."""
+        staged = self._stage[: self._staged]
+        if isinstance(self.compression, str) and staged.nbytes >= ENOUGH:
+            itemsize = self.column.dtype.itemsize
+            self.compression = choose(self.compression, staged, itemsize, self._row)
+            self._compression = self.compression
+
     def _emit(self) -> None:
+        self._choose()
         chunk, self._stage, self._staged = self._stage, self._empty(self._chunk_rows), 0
-        itemsize = self.column.dtype.itemsize
         self._pending.append(
-            self._owner.pool.submit(encode_frame, chunk, itemsize, self._compression)
+            self._owner.pool.submit(_encode, chunk, self.column, self._compression)
         )
         while len(self._pending) > self._owner.in_flight:
             self._put(self._pending.popleft().result())
         while self._pending and self._pending[0].done():
             self._put(self._pending.popleft().result())
 
-    def _put(self, frame: bytes) -> None:
-        number = len(self._entries)
+    def _put(self, encoded: _Encoded) -> None:
+        number, frame = len(self._put_chunks), encoded.frame
         with hdf5_lock, _storage_errors(self._owner.path):
             if self._leaf is None:
                 self._leaf = self._create()
@@ -117,7 +167,7 @@ class _ColumnWriter:
             self._leaf.truncate(min((number + 1) * self._chunk_rows, self.rows))
             start = (number * self._chunk_rows,) + (0,) * len(self.column.row_shape)
             self._leaf.write_chunk(start, frame)
-        self._entries.append((len(frame), checksum(frame)))
+        self._put_chunks.append(replace(encoded, frame=b""))
         self.stored += len(frame)
 
     def _create(self) -> Any:
@@ -142,8 +192,11 @@ class _ColumnWriter:
     def finish(self) -> None:
         """Put what is left: the last chunk, filled up with zeros."""
         if self._staged:
-            if not self._entries and not self._pending:
+            if not self._put_chunks and not self._pending:
+                # The only chunk is as long as it need be: in whole blocks, if it has several.
                 self._chunk_rows = self._staged
+                if self._staged > self._block_rows:
+                    self._chunk_rows = -(-self._staged // self._block_rows) * self._block_rows
             last = self._empty(self._chunk_rows)
             last[: self._staged] = self._stage[: self._staged]
             last[self._staged :] = 0
@@ -158,22 +211,28 @@ class _ColumnWriter:
 
     def table(self) -> DatasetTable:
         """Where the chunks now lie; call before the file is closed and after a flush."""
-        entries = np.zeros(len(self._entries), ENTRY)
+        entries = np.zeros(len(self._put_chunks), ENTRY)
         tail = (0,) * len(self.column.row_shape)
         with hdf5_lock:
-            for i, (size, digest) in enumerate(self._entries):
+            for i, chunk in enumerate(self._put_chunks):
                 info = self._leaf.chunk_info((i * self._chunk_rows, *tail))
-                if info.size != size or info.offset is None:
-                    raise CorruptionError(f"HDF5 stored {info.size} bytes of a chunk of {size}")
-                entries[i] = (info.offset, size, digest)
-        return DatasetTable(self.column, self.rows, self._chunk_rows, entries)
+                if info.size != chunk.size or info.offset is None:
+                    raise CorruptionError(
+                        f"HDF5 stored {info.size} bytes of a chunk of {chunk.size}"
+                    )
+                entries[i] = (info.offset, chunk.size, chunk.digest)
+        blocks = BlockTable.of(
+            [(chunk.blocks, chunk.checks) for chunk in self._put_chunks],
+            self._chunk_rows * self._row,
+        )
+        return DatasetTable(self.column, self.rows, self._chunk_rows, entries, blocks)
 
 
 class _FieldWriter:
     """One field being written: its data and, where it is ragged, its side columns."""
 
     def __init__(
-        self, owner: SegmentWriter, name: str, field: Field, compression: Compression
+        self, owner: SegmentWriter, name: str, field: Field, compression: Compression | str
     ) -> None:
         self.field = field
         columns = columns_of(field)
@@ -231,7 +290,7 @@ class SegmentWriter:
     path
         The file to make; it must not exist.
     schema, compressions
-        The fields, and how each is compressed.
+        The fields, and how each is compressed: the name of a profile is tried on its first data.
     pool
         Threads that encode.
     in_flight
@@ -242,7 +301,7 @@ class SegmentWriter:
         self,
         path: Path,
         schema: Schema,
-        compressions: Mapping[str, Compression],
+        compressions: Mapping[str, Compression | str],
         pool: ThreadPoolExecutor,
         *,
         in_flight: int = 4,
@@ -275,8 +334,13 @@ class SegmentWriter:
 
     @property
     def stored(self) -> int:
-        """Bytes put into the file so far, chunks still waiting left out."""
-        return sum(column.stored for column in self._columns)
+        """Bytes put into the file so far, and about as many as chunks still waiting will take."""
+        return sum(column.expected for column in self._columns)
+
+    @property
+    def compressions(self) -> dict[str, Compression | str]:
+        """How each field is compressed; the name of a profile where it had too little data yet."""
+        return {name: field.columns[0].compression for name, field in self.fields.items()}
 
     def append(self, parts: Sequence[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> None:
         """One checked sample: for each field, in the schema's order, (flat values, shape)."""

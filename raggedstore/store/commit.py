@@ -6,13 +6,20 @@ The steps, each of which may be the last one that a dying process takes:
 2. its chunk table likewise
 3. both are renamed to their final names            (`seal_segment`)
 4. the folder of segments is fsynced
-5. the next manifest is written under a temporary name and fsynced
-6. it is linked to its final name, which fails if that version exists
-7. the folder of versions is fsynced                (`commit`)
+5. where the manifest would name too many segments itself, the first of them go into segment
+   lists, each written under a temporary name, fsynced and renamed; the folder of versions is
+   fsynced, since a manifest must not reach the disk before a list that it names
+6. the next manifest is written under a temporary name and fsynced
+7. it is linked to its final name, which fails if that version exists
+8. the folder of versions is fsynced                (`commit`)
 
-Until step 6 nothing that a reader looks at has changed; after it the version is there, whole.
-Whoever loses the race at step 6 takes the newest manifest and applies its change to that, so
+Until step 7 nothing that a reader looks at has changed; after it the version is there, whole.
+Whoever loses the race at step 7 takes the newest manifest and applies its change to that, so
 two appends never conflict.
+
+What a commit writes: the new segments, a manifest with at most `lists.DIRECT` segments in it and
+a line for each list, and once in `lists.DIRECT` segments a list. The segments that are there
+already are neither read nor written.
 """
 
 from __future__ import annotations
@@ -30,7 +37,8 @@ from raggedstore.errors import ConflictError
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
-from raggedstore.store.manifest import Manifest, SegmentEntry, newest, path_of
+from raggedstore.store.lists import SegmentEntry, versions_folder
+from raggedstore.store.manifest import Manifest, newest, path_of
 
 __all__ = ["commit", "digest_of", "seal_segment", "segments_folder", "temporary_segment", "utc_now"]
 
@@ -94,23 +102,40 @@ def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
     )
 
 
-def commit(root: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
-    """Steps 4 to 7: make the next version, `change` applied to whatever is newest.
+def commit(root: Path, change: Callable[[Manifest], Manifest], *, hint: int) -> Manifest:
+    """Steps 4 to 8: make the next version, `change` applied to whatever is newest.
+
+    To be called only by who holds the writers' lock, and has held it since before it wrote the
+    segments: until the manifest is there, vacuum would take them, and the lists, for strays.
 
     Parameters
     ----------
     change
         From the newest manifest to the one that shall follow it (`Manifest.child`). Called
         again with a newer one as often as other processes commit first.
+    hint
+        The newest version that is known.
     """
     files.sync_folder(segments_folder(root))
     while True:
-        manifest = change(newest(root))
+        latest = newest(root, hint)
+        manifest, made = change(latest).rolled_over()
+        _write_lists(root, made, have={entry.file for entry in latest.lists})
         try:
             files.publish(path_of(root, manifest.version), manifest.dumps())
         except ConflictError:
+            hint = manifest.version
             continue
         return manifest
+
+
+def _write_lists(root: Path, made: dict[str, bytes], *, have: set[str]) -> None:
+    """Step 5: put the segment lists on the disk that are not there yet."""
+    new = [name for name in made if name not in have]
+    for name in new:
+        files.put(versions_folder(root) / name, made[name])
+    if new:
+        files.sync_folder(versions_folder(root))
 
 
 def remove_segments(root: Path, entries: list[SegmentEntry]) -> None:

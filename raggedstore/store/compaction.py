@@ -9,18 +9,22 @@ there (another compaction was faster) is the work thrown away.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from raggedstore.batch import RaggedBatch
+from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import ConflictError
 from raggedstore.progress import track
 from raggedstore.samples import Samples
-from raggedstore.segment.reader import ReadContext
+from raggedstore.segment.codec import Compression
+from raggedstore.segment.context import ReadContext
 from raggedstore.store.commit import commit, remove_segments, utc_now
-from raggedstore.store.manifest import Manifest, SegmentEntry, newest
-from raggedstore.store.snapshot import Snapshot
+from raggedstore.store.lists import SegmentEntry
+from raggedstore.store.manifest import Manifest
+from raggedstore.store.snapshot import Snapshot, newest_snapshot
 from raggedstore.store.writer import SegmentSink
 
 __all__ = ["compact", "copy_samples"]
@@ -44,44 +48,58 @@ def small_runs(segments: tuple[SegmentEntry, ...], segment_bytes: int) -> list[t
 
 def compact(root: Path, segment_bytes: int, *, progress: bool = False) -> int:
     """Join small segments; the new version's number, or the newest's with nothing to join."""
-    snapshot = Snapshot(root, newest(root).version, ReadContext(_BUDGET))
-    runs = small_runs(snapshot.manifest.segments, segment_bytes)
-    if not runs:
-        return snapshot.manifest.version
-    sink = SegmentSink(root, snapshot.manifest, _BUDGET, segment_bytes)
-    written: list[SegmentEntry] = []
-    try:
-        joined: list[tuple[tuple[SegmentEntry, ...], list[SegmentEntry]]] = []
-        for a, b in runs:
-            low, high = int(snapshot.starts[a]), int(snapshot.starts[b])
-            copy_samples(snapshot, np.arange(low, high), sink, progress=progress)
-            entries = sink.take()
-            written += entries
-            joined.append((snapshot.manifest.segments[a:b], entries))
-        manifest = commit(root, lambda latest: _replace(latest, joined))
-    except ConflictError:
-        remove_segments(root, written)
-        raise
-    finally:
-        sink.close()
-        snapshot.close()
+    newest = newest_snapshot(root, lambda version: Snapshot(root, version, ReadContext(_BUDGET)))
+    with closing(newest) as snapshot:
+        segments = snapshot.manifest.segments
+        starts = offsets_of([entry.samples for entry in segments])
+        runs = small_runs(segments, segment_bytes)
+        if not runs:
+            return snapshot.manifest.version
+        written: list[SegmentEntry] = []
+        with closing(SegmentSink(root, snapshot.manifest, _BUDGET, segment_bytes)) as sink:
+            try:
+                joined: list[tuple[tuple[SegmentEntry, ...], list[SegmentEntry]]] = []
+                for a, b in runs:
+                    positions = np.arange(starts[a], starts[b])
+                    copy_samples(snapshot, positions, sink, progress=progress)
+                    entries = sink.take()
+                    written += entries
+                    joined.append((segments[a:b], entries))
+                manifest = commit(
+                    root,
+                    lambda latest: _replace(latest, joined, sink.compressions),
+                    hint=snapshot.manifest.version,
+                )
+            except ConflictError:
+                remove_segments(root, written)
+                raise
     return manifest.version
 
 
 def _replace(
-    latest: Manifest, joined: list[tuple[tuple[SegmentEntry, ...], list[SegmentEntry]]]
+    latest: Manifest,
+    joined: list[tuple[tuple[SegmentEntry, ...], list[SegmentEntry]]],
+    choices: Mapping[str, Compression | str],
 ) -> Manifest:
     """`latest` with each run of old segments replaced by the new ones."""
-    segments = list(latest.segments)
-    for old, new in joined:
-        try:
-            at = segments.index(old[0])
-        except ValueError:
-            at = len(segments)
-        if tuple(segments[at : at + len(old)]) != old:
-            raise ConflictError("the segments were compacted by another process meanwhile")
-        segments[at : at + len(old)] = new
-    return latest.child(segments=tuple(segments), time=utc_now(), operation="compact")
+    runs = {old[0].file: (old, new) for old, new in joined}
+    segments = latest.segments
+    kept: list[SegmentEntry] = []
+    at = 0
+    while at < len(segments):
+        old, new = runs.get(segments[at].file, ((), []))
+        if old and segments[at : at + len(old)] == old:
+            del runs[old[0].file]
+            kept += new
+            at += len(old)
+        else:
+            kept.append(segments[at])
+            at += 1
+    if runs:
+        raise ConflictError("the segments were compacted by another process meanwhile")
+    return latest.replaced(
+        kept, time=utc_now(), operation="compact", compressions=latest.settled(choices)
+    )
 
 
 def copy_samples(

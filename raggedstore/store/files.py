@@ -21,6 +21,7 @@ __all__ = [
     "lock_exclusive",
     "lock_shared",
     "publish",
+    "put",
     "rename",
     "storage_errors",
     "sync_file",
@@ -94,6 +95,21 @@ def publish(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def put(path: Path, data: bytes) -> None:
+    """Make the file `path` with all of `data`, in place of any that is there.
+
+    Its name is on the disk only once the folder is synced.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
+    try:
+        write_file(temporary, data)
+        rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def lock_shared(file: Descriptor) -> None:

@@ -1,15 +1,34 @@
-"""The manifest: the small JSON file that names the segments of one version.
+"""The manifest: the small JSON file that says what one version holds.
 
 On disk: ``{"checksum":"<16 hex digits>","manifest":{…}}``, the checksum being xxh3-64 of the
-bytes of the inner object, so that no damaged manifest is ever believed. Names in it are plain
-file names: nothing in a manifest can lead out of the store's folder.
+bytes of the inner object, so that no damaged manifest is ever believed. It names the newest
+segments itself and those before through segment lists (see `lists`). Names in it are plain file
+names: nothing in a manifest can lead out of the store's folder.
+
+Which version is the newest
+---------------------------
+Versions are made one after another, without gaps, and a newest one is never removed. So where
+version v is there and v + 1 never was, v is the newest; whoever knows some version need only
+look for the next instead of listing the folder. But vacuum removes versions, and where one that
+is being read stays, those after it may go. Two rules keep the answer right:
+
+- vacuum goes upwards, and before it goes past a version that stays it marks it, with an empty
+  file ``<version>.passed`` that goes only after the version itself;
+- whoever finds v + 1 absent looks, in this order, that v has no mark and that v is still there.
+
+If v + 1 had been there and was removed before it was looked for, then v was removed or marked
+earlier still, and one of the two looks shows it (a mark that is gone again went after its
+version). Otherwise v was the newest when v + 1 was looked for. How v came to be known does not
+matter: it may come from a listing too, which alone could miss a version that was removed, and
+the one made just before, while the folder was being read.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,84 +43,125 @@ from raggedstore.errors import (
 )
 from raggedstore.schema import Schema
 from raggedstore.segment.codec import Compression
-from raggedstore.segment.table import checksum
+from raggedstore.segment.profiles import check_profile
+from raggedstore.store import files, lists
+from raggedstore.store.lists import (
+    ListEntry,
+    SegmentEntry,
+    parse_lists,
+    parse_segments,
+    read_file,
+    read_list,
+    seal,
+    unseal,
+    versions_folder,
+)
 
-__all__ = ["FORMAT_VERSION", "Manifest", "SegmentEntry", "list_versions", "load", "newest"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Manifest",
+    "list_versions",
+    "load",
+    "mark_of",
+    "newest",
+    "newest_version",
+    "path_of",
+]
 
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 2**28
-_NAME = re.compile(r"[0-9a-f]{32}\.h5")
-_HEAD = re.compile(rb'\{"checksum":"([0-9a-f]{16})","manifest":')
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentEntry:
-    """One segment as a manifest names it."""
-
-    file: str  #: ``<uuid>.h5``
-    samples: int
-    bytes: int  #: size of the file
-    index_bytes: int  #: size of its .idx
-    raw_bytes: int  #: of the samples, uncompressed, side columns left out
-    digest: str  #: xxh3-128 of the file, hex
-    index_digest: str  #: xxh3-128 of the .idx, hex
-
-    @property
-    def index(self) -> str:
-        """Name of the chunk table's file."""
-        return self.file[:-3] + ".idx"
-
-    def to_json(self) -> list[Any]:
-        """The entry as a short JSON list."""
-        return [
-            self.file,
-            self.samples,
-            self.bytes,
-            self.index_bytes,
-            self.raw_bytes,
-            self.digest,
-            self.index_digest,
-        ]
-
-    @classmethod
-    def from_json(cls, value: Any) -> SegmentEntry:
-        """The entry that `to_json` made; FormatError for anything else."""
-        if (
-            not isinstance(value, list)
-            or len(value) != 7
-            or [type(v) for v in value] != [str, int, int, int, int, str, str]
-            or not _NAME.fullmatch(value[0])
-            or min(value[1:5]) < 0
-        ):
-            raise FormatError(f"not a segment entry: {value!r}")
-        return cls(*value)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """One version of a store."""
 
+    root: Path = field(compare=False, repr=False)  #: the store's folder
     version: int
     schema: Schema
-    compressions: dict[str, Compression]
-    segments: tuple[SegmentEntry, ...] = ()
+    #: Of each field; the name of a profile as long as there was too little data to try it on.
+    compressions: dict[str, Compression | str]
+    lists: tuple[ListEntry, ...] = ()  #: the segments before `recent`, in order
+    recent: tuple[SegmentEntry, ...] = ()  #: the newest segments
     parent: int | None = None
     time: str = ""  #: ISO 8601, UTC
     operation: str = "create"  #: "create", "append", "compact"
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def segments(self) -> tuple[SegmentEntry, ...]:
+        """All segments in order; reads the lists, each time."""
+        before = chain.from_iterable(read_list(self.root, entry) for entry in self.lists)
+        return (*before, *self.recent)
+
+    # What all segments come to, without reading a list
+
+    @property
+    def parts(self) -> tuple[ListEntry | SegmentEntry, ...]:
+        """The lists and the newest segments, which all have the sums that follow."""
+        return (*self.lists, *self.recent)
+
+    @property
+    def segment_count(self) -> int:
+        """Number of segments."""
+        return sum(entry.segments for entry in self.lists) + len(self.recent)
+
+    @property
     def samples(self) -> int:
         """Number of samples in all."""
-        return sum(entry.samples for entry in self.segments)
+        return sum(part.samples for part in self.parts)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all samples, uncompressed."""
+        return sum(part.raw_bytes for part in self.parts)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all segments and their chunk tables."""
+        return sum(part.bytes + part.index_bytes for part in self.parts)
+
+    # The next version
 
     def child(self, **changes: Any) -> Manifest:
         """The next version, with `changes`."""
         return replace(self, version=self.version + 1, parent=self.version, **changes)
 
+    def appended(self, entries: Sequence[SegmentEntry], **changes: Any) -> Manifest:
+        """The next version, with `entries` after all segments."""
+        return self.child(recent=(*self.recent, *entries), **changes)
+
+    def replaced(self, entries: Sequence[SegmentEntry], **changes: Any) -> Manifest:
+        """The next version, with `entries` for all segments."""
+        return self.child(lists=(), recent=tuple(entries), **changes)
+
+    def rolled_over(self) -> tuple[Manifest, dict[str, bytes]]:
+        """This manifest with its oldest direct segments in lists where there are too many.
+
+        Returns
+        -------
+        The manifest, and the files of the lists that it names besides, by name.
+        """
+        named, made, start = [*self.lists], {}, 0
+        while len(self.recent) - start > lists.DIRECT:
+            entry, data = lists.dump_list(self.recent[start : start + lists.DIRECT])
+            named.append(entry)
+            made[entry.file] = data
+            start += lists.DIRECT
+        return replace(self, lists=tuple(named), recent=self.recent[start:]), made
+
+    # On disk
+
+    def settled(self, choices: Mapping[str, Compression | str]) -> dict[str, Compression | str]:
+        """How fields are compressed, once `choices` were made of profiles that stood open."""
+        return {
+            name: choices[name] if isinstance(choice, str) else choice
+            for name, choice in self.compressions.items()
+        }
+
     def dumps(self) -> bytes:
         """The bytes of the manifest's file."""
-        body = json.dumps(
+        return seal(
+            "manifest",
             {
                 "format": FORMAT_VERSION,
                 "version": self.version,
@@ -109,18 +169,19 @@ class Manifest:
                 "time": self.time,
                 "operation": self.operation,
                 "schema": self.schema.to_json(),
-                "compression": {n: c.to_json() for n, c in self.compressions.items()},
-                "segments": [entry.to_json() for entry in self.segments],
+                "compression": {
+                    name: choice if isinstance(choice, str) else choice.to_json()
+                    for name, choice in self.compressions.items()
+                },
+                "lists": [entry.to_json() for entry in self.lists],
+                "segments": [entry.to_json() for entry in self.recent],
                 "metadata": self.metadata,
             },
-            separators=(",", ":"),
-            allow_nan=False,
-        ).encode()
-        return b'{"checksum":"%016x","manifest":%s}\n' % (checksum(body), body)
+        )
 
     @classmethod
-    def loads(cls, data: bytes) -> Manifest:
-        """The manifest in `data`.
+    def loads(cls, data: bytes, root: Path) -> Manifest:
+        """The manifest in `data`, of the store in the folder `root`.
 
         Raises
         ------
@@ -129,38 +190,46 @@ class Manifest:
         FormatError
             They are, but not of a format that this version of raggedstore reads.
         """
-        head = _HEAD.match(data)
-        if head is None or not data.endswith(b"}\n"):
-            raise CorruptionError("not a whole manifest")
-        body = memoryview(data)[head.end() : -2]
-        if int(head[1], 16) != checksum(body):
-            raise CorruptionError("the manifest's checksum does not hold")
+        value = unseal("manifest", data)
         try:
-            value = json.loads(bytes(body))
             if value["format"] != FORMAT_VERSION:
                 raise FormatError(
                     f"format version {value['format']!r}; this raggedstore reads {FORMAT_VERSION}"
                 )
             schema = Schema.from_json(value["schema"])
-            return cls(
+            manifest = cls(
+                root=root,
                 version=int(value["version"]),
                 schema=schema,
-                compressions={n: Compression.from_json(value["compression"][n]) for n in schema},
-                segments=tuple(SegmentEntry.from_json(entry) for entry in value["segments"]),
+                compressions={n: _compression(value["compression"][n]) for n in schema},
+                lists=parse_lists(value.get("lists", [])),
+                recent=parse_segments(value["segments"]),
                 parent=value["parent"],
                 time=str(value["time"]),
                 operation=str(value["operation"]),
                 metadata=dict(value["metadata"]),
             )
+            if manifest.samples >= 2**63:
+                raise FormatError(f"{manifest.samples} samples")
+            return manifest
         except RaggedStoreError as error:
             raise FormatError(f"the manifest makes no sense: {error}") from None
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FormatError(f"the manifest makes no sense: {error!r}") from None
+
+
+def _compression(value: Any) -> Compression | str:
+    return check_profile(value) if isinstance(value, str) else Compression.from_json(value)
 
 
 def path_of(root: Path, version: int) -> Path:
     """Where the manifest of a version lies."""
-    return root / "versions" / f"{version:020d}.json"
+    return versions_folder(root) / f"{version:020d}.json"
+
+
+def mark_of(root: Path, version: int) -> Path:
+    """The empty file by which vacuum says that it removes versions after one that stays."""
+    return versions_folder(root) / f"{version:020d}.passed"
 
 
 def list_versions(root: Path) -> list[int]:
@@ -172,30 +241,26 @@ def list_versions(root: Path) -> list[int]:
         `root` has no folder of versions.
     """
     try:
-        names = [path.name for path in (root / "versions").iterdir()]
+        names = os.listdir(versions_folder(root))
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(f"{root}: no raggedstore store is here") from None
     except OSError as error:
         raise StorageError(f"{root}: could not be listed: {error.strerror}") from error
-    return sorted(int(n[:20]) for n in names if re.fullmatch(r"[0-9]{20}\.json", n))
+    numbers = [name[:20] for name in names if len(name) == 25 and name.endswith(".json")]
+    return sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
 
 
 def load(root: Path, version: int) -> Manifest:
     """The manifest of `version`; VersionError where the store has it not."""
     path = path_of(root, version)
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+        data = read_file(path)
     except FileNotFoundError:
         have = list_versions(root)
         span = f"{have[0]} to {have[-1]}" if have else "none"
         raise VersionError(f"{root} has no version {version}; it has {span}") from None
-    except OSError as error:
-        raise StorageError(f"{path}: could not be read: {error.strerror}") from error
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise FormatError(f"{path}: too large for a manifest")
     try:
-        manifest = Manifest.loads(data)
+        manifest = Manifest.loads(data, root)
     except (CorruptionError, FormatError) as error:
         raise type(error)(f"{path}: {error}") from None
     if manifest.version != version:
@@ -203,14 +268,53 @@ def load(root: Path, version: int) -> Manifest:
     return manifest
 
 
-def newest(root: Path) -> Manifest:
-    """The manifest of the newest version, whatever vacuum removes meanwhile."""
+def newest_version(root: Path, hint: int | None = None) -> int:
+    """The newest version, whatever is committed and removed meanwhile.
+
+    Parameters
+    ----------
+    hint
+        A version that the store had, the newer the better: spares the listing of the folder.
+    """
     for _ in range(100):
-        versions = list_versions(root)
-        if not versions:
-            raise NotAStoreError(f"{root}: no raggedstore store is here")
+        if hint is None:
+            versions = list_versions(root)
+            if not versions:
+                raise NotAStoreError(f"{root}: no raggedstore store is here")
+            hint = versions[-1]
+        version = _climb(root, hint)
+        if not _is_there(mark_of(root, version)) and _is_there(path_of(root, version)):
+            return version
+        hint = None
+    raise ConflictError(f"{root}: its versions change faster than they can be read")
+
+
+def _climb(root: Path, version: int) -> int:
+    """A version from `version` upwards that no other follows, found in few steps."""
+    step = 1
+    while step:
+        if _is_there(path_of(root, version + step)):
+            version += step
+            step *= 2
+        else:
+            step //= 2
+    return version
+
+
+def _is_there(path: Path) -> bool:
+    with files.storage_errors(path, "be looked for"):
         try:
-            return load(root, versions[-1])
+            os.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def newest(root: Path, hint: int | None = None) -> Manifest:
+    """The manifest of the newest version; see `newest_version`."""
+    for _ in range(100):
+        try:
+            return load(root, newest_version(root, hint))
         except VersionError:
-            continue  # removed between the listing and the reading: there is a newer one
+            hint = None  # removed before it was read: there is a newer one
     raise ConflictError(f"{root}: its versions change faster than they can be read")

@@ -1,5 +1,9 @@
 """What a reader opened: one version, its segments read as they are needed.
 
+To open one, its manifest is read and no more; the segment lists are read when the first sample
+is. A list that is damaged stands in the place of its segments: its samples cannot be read, all
+others can.
+
 A snapshot holds a shared lock on its manifest for as long as it lives, so that vacuum, which
 asks for the exclusive one, leaves alone what somebody is reading.
 """
@@ -7,6 +11,8 @@ asks for the exclusive one, leaves alone what somebody is reading.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +20,75 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, offsets_of
-from raggedstore.errors import CorruptionError, StorageError, VersionError
+from raggedstore.errors import (
+    ConflictError,
+    CorruptionError,
+    FormatError,
+    StorageError,
+    VersionError,
+)
 from raggedstore.indexing import Positions
 from raggedstore.samples import Samples, read_parts, shapes_of_parts, windows_of_parts
 from raggedstore.schema import Schema
+from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import Descriptor, FileBytes
-from raggedstore.segment.reader import ReadContext, SegmentReader
+from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
 from raggedstore.segment.table import SegmentTable
 from raggedstore.store import files
 from raggedstore.store.commit import digest_of, segments_folder
-from raggedstore.store.manifest import Manifest, SegmentEntry, load, path_of
+from raggedstore.store.lists import ListEntry, SegmentEntry, read_list
+from raggedstore.store.manifest import Manifest, load, newest_version, path_of
 
-__all__ = ["Snapshot"]
+__all__ = ["LostList", "Parts", "Snapshot", "newest_snapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class LostList:
+    """A segment list that cannot be read, in the place of its segments."""
+
+    entry: ListEntry
+    error: CorruptionError | FormatError
+
+    @property
+    def samples(self) -> int:
+        """How many samples are lost with it."""
+        return self.entry.samples
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The segments of a version, and where the samples of each begin."""
+
+    entries: list[SegmentEntry | LostList]
+    starts: npt.NDArray[np.int64]  #: (n + 1,)
+    readers: list[SegmentReader | None]  #: those opened so far
 
 
 class Snapshot(Samples):
-    """The samples of one version of the store in the folder `root`."""
+    """The samples of one version of the store in the folder `root`.
 
-    def __init__(self, root: Path, version: int, context: ReadContext) -> None:
+    Parameters
+    ----------
+    manifest
+        That version's, where it is known already: it is not read again.
+    """
+
+    def __init__(
+        self, root: Path, version: int, context: ReadContext, manifest: Manifest | None = None
+    ) -> None:
         self.root = root
         self.context = context
         self._pin = _pin(root, version)
-        self.manifest: Manifest = load(root, version)
-        self.starts = offsets_of([entry.samples for entry in self.manifest.segments])
-        self._readers: list[SegmentReader | None] = [None] * len(self.manifest.segments)
+        self.manifest: Manifest = manifest or load(root, version)
+        self._parts: Parts | None = None
 
     @property
     def schema(self) -> Schema:
         return self.manifest.schema
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.manifest.samples
 
     def close(self) -> None:
         """Let go of the version and of decoded chunks."""
@@ -54,14 +97,41 @@ class Snapshot(Samples):
 
     def reader(self, number: int) -> SegmentReader:
         """The reader of a segment, opened the first time it is asked for."""
-        reader = self._readers[number]
+        parts = self.parts
+        reader = parts.readers[number]
         if reader is None:
             with self.context.lock:
-                reader = self._readers[number]
+                reader = parts.readers[number]
                 if reader is None:
-                    reader = open_segment(self.root, self.manifest, number, self.context)
-                    self._readers[number] = reader
+                    entry = parts.entries[number]
+                    if isinstance(entry, LostList):
+                        raise type(entry.error)(str(entry.error))
+                    reader = open_segment(self.root, self.manifest, entry, self.context)
+                    parts.readers[number] = reader
         return reader
+
+    @property
+    def parts(self) -> Parts:
+        """The segments; the lists that name them are read the first time."""
+        parts = self._parts
+        if parts is None:
+            with self.context.lock:
+                parts = self._parts
+                if parts is None:
+                    parts = self._parts = self._read_parts()
+        return parts
+
+    def _read_parts(self) -> Parts:
+        entries: list[SegmentEntry | LostList] = []
+        for entry in self.manifest.lists:
+            try:
+                entries += read_list(self.root, entry)
+            except (CorruptionError, FormatError) as error:
+                _check_not_removed(self.root, self.manifest.version, error)
+                entries.append(LostList(entry, error))
+        entries += self.manifest.recent
+        starts = offsets_of([entry.samples for entry in entries])
+        return Parts(entries, starts, [None] * len(entries))
 
     def read(self, name: str, positions: Positions) -> RaggedBatch | npt.NDArray[Any]:
         """The field `name` of the samples at `positions`."""
@@ -71,7 +141,15 @@ class Snapshot(Samples):
             reader = self.reader(number)
             return reader.ragged(name, local) if field.is_ragged else reader.dense(name, local)
 
-        return read_parts(field, self.starts, positions, part)
+        return read_parts(field, self.parts.starts, positions, part)
+
+    def read_one(self, name: str, position: int) -> Any:
+        """The field `name` of one sample: an array of its own shape, or a scalar."""
+        parts = self.parts
+        if len(parts.readers) == 1:
+            return self.reader(0).one(name, position)
+        number = int(np.searchsorted(parts.starts, position, "right")) - 1
+        return self.reader(number).one(name, position - int(parts.starts[number]))
 
     def read_windows(
         self, name: str, positions: Positions, starts: Positions, stops: Positions
@@ -79,7 +157,7 @@ class Snapshot(Samples):
         """Rows ``[start, stop)`` of the ragged field `name` of each sample."""
         return windows_of_parts(
             self.manifest.schema[name],
-            self.starts,
+            self.parts.starts,
             positions,
             (starts, stops),
             lambda number, *where: self.reader(number).windows(name, *where),
@@ -92,27 +170,36 @@ class Snapshot(Samples):
             return np.tile(np.array(field.shape, np.int64), (len(positions), 1))
         return shapes_of_parts(
             field,
-            self.starts,
+            self.parts.starts,
             positions,
             lambda number, local: self.reader(number).shapes(name, local),
         )
 
 
+def newest_snapshot(
+    root: Path, snapshot_of: Callable[[int], Snapshot], hint: int | None = None
+) -> Snapshot:
+    """The newest version opened by `snapshot_of`, whatever vacuum removes meanwhile."""
+    for _ in range(100):
+        try:
+            return snapshot_of(newest_version(root, hint))
+        except VersionError:
+            hint = None  # vacuumed between the look and the lock: there is a newer one
+    raise ConflictError(f"{root}: its versions change faster than they can be opened")
+
+
 def open_segment(
-    root: Path, manifest: Manifest, number: int, context: ReadContext
+    root: Path, manifest: Manifest, entry: SegmentEntry, context: ReadContext
 ) -> SegmentReader:
     """Open a segment that a manifest names; CorruptionError where it is not the one named."""
-    entry = manifest.segments[number]
     path = segments_folder(root) / entry.file
     if path.is_symlink():
         raise CorruptionError(f"segment {entry.file}: a symbolic link, which a store never holds")
     try:
         data = FileBytes(path, context.files, in_memory=context.in_memory)
     except StorageError as error:
-        if not path.exists() and not path_of(root, manifest.version).exists():
-            raise VersionError(
-                f"version {manifest.version} of {root} was removed by vacuum while it was open"
-            ) from error
+        if not path.exists():
+            _check_not_removed(root, manifest.version, error)
         raise
     if len(data) != entry.bytes:
         raise CorruptionError(
@@ -146,11 +233,19 @@ def read_index(root: Path, entry: SegmentEntry) -> SegmentTable | None:
     return SegmentTable.loads(data, file_bytes=entry.bytes)
 
 
+def _check_not_removed(root: Path, version: int, error: Exception) -> None:
+    """VersionError where the reason for `error` is that nothing of a version is left."""
+    if not path_of(root, version).exists():
+        raise VersionError(
+            f"version {version} of {root} was removed by vacuum while it was open"
+        ) from error
+
+
 def _pin(root: Path, version: int) -> Descriptor:
     """Open a version's manifest and lock it against vacuum; VersionError where it is gone."""
     path = path_of(root, version)
     try:
-        file = Descriptor(path)
+        file = Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         load(root, version)  # says what is wrong
         raise

@@ -17,13 +17,21 @@ from raggedstore.errors import ConflictError, UsageError, VersionError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
-from raggedstore.segment.codec import PROFILES, Compression, profile
-from raggedstore.segment.reader import ReadContext
+from raggedstore.segment.codec import Compression
+from raggedstore.segment.context import ReadContext
+from raggedstore.segment.profiles import PROFILES, check_profile
 from raggedstore.store import compaction, files, verification
 from raggedstore.store import vacuum as vacuuming
 from raggedstore.store.commit import utc_now
-from raggedstore.store.manifest import Manifest, list_versions, load, newest, path_of
-from raggedstore.store.snapshot import Snapshot
+from raggedstore.store.manifest import (
+    Manifest,
+    list_versions,
+    load,
+    newest,
+    newest_version,
+    path_of,
+)
+from raggedstore.store.snapshot import Snapshot, newest_snapshot
 from raggedstore.store.verification import Report
 from raggedstore.store.writer import Writer
 from raggedstore.units import format_bytes, parse_bytes
@@ -63,6 +71,8 @@ class Store(Samples):
         Bytes of decoded data to hold: an int, or a string such as "256MB".
     in_memory
         Read segments whole into memory instead of piece by piece.
+    checksums
+        Check what is read against its checksum; without, damage may give wrong values.
     verify
         Verify every chunk's checksum and all side columns before returning.
     """
@@ -75,28 +85,27 @@ class Store(Samples):
         version: int | None = None,
         budget: int | str = DEFAULT_BUDGET,
         in_memory: bool = False,
+        checksums: bool = True,
         verify: bool = False,
     ) -> None:
         if mode not in ("r", "a"):
             raise UsageError(f"mode must be 'r' to read or 'a' to write too, got {mode!r}")
         self._path = Path(path)
         self._mode = mode
-        self._options = {"budget": parse_bytes(budget, what="budget"), "in_memory": in_memory}
+        self._options: dict[str, Any] = {
+            "budget": parse_bytes(budget, what="budget"),
+            "in_memory": in_memory,
+            "checksums": checksums,
+        }
         self._snapshot = self._newest_snapshot() if version is None else self._snapshot_of(version)
         if verify:
             self.verify().raise_for_faults()
 
-    def _snapshot_of(self, version: int) -> Snapshot:
-        context = ReadContext(self._options["budget"], in_memory=bool(self._options["in_memory"]))
-        return Snapshot(self._path, version, context)
+    def _snapshot_of(self, version: int, manifest: Manifest | None = None) -> Snapshot:
+        return Snapshot(self._path, version, ReadContext(**self._options), manifest)
 
-    def _newest_snapshot(self) -> Snapshot:
-        for _ in range(100):
-            try:
-                return self._snapshot_of(newest(self._path).version)
-            except VersionError:
-                continue  # vacuumed between the look and the lock: there is a newer one
-        raise ConflictError(f"{self._path}: its versions change faster than they can be opened")
+    def _newest_snapshot(self, hint: int | None = None) -> Snapshot:
+        return newest_snapshot(self._path, self._snapshot_of, hint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self._path), self._mode, self.version, self._options)
@@ -146,8 +155,8 @@ class Store(Samples):
         return self.manifest.schema
 
     @property
-    def compression(self) -> dict[str, Compression]:
-        """How each field is compressed."""
+    def compression(self) -> dict[str, Compression | str]:
+        """How each field is compressed; the profile's name where it had too little data yet."""
         return dict(self.manifest.compressions)
 
     @property
@@ -158,12 +167,12 @@ class Store(Samples):
     @property
     def nbytes(self) -> int:
         """Bytes of all samples, decoded."""
-        return sum(entry.raw_bytes for entry in self.manifest.segments)
+        return self.manifest.raw_bytes
 
     @property
     def nbytes_stored(self) -> int:
         """Bytes of this version's files."""
-        return sum(entry.bytes + entry.index_bytes for entry in self.manifest.segments)
+        return self.manifest.stored_bytes
 
     def versions(self) -> list[int]:
         """The versions that the store has now, oldest first."""
@@ -180,8 +189,8 @@ class Store(Samples):
                     manifest.time,
                     manifest.operation,
                     manifest.samples,
-                    len(manifest.segments),
-                    sum(e.bytes + e.index_bytes for e in manifest.segments),
+                    manifest.segment_count,
+                    manifest.stored_bytes,
                 )
             )
         return lines
@@ -194,6 +203,9 @@ class Store(Samples):
     def read(self, name: str, positions: Positions) -> Column:
         return self._snapshot.read(name, positions)
 
+    def read_one(self, name: str, position: int) -> Any:
+        return self._snapshot.read_one(name, position)
+
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         return self._snapshot.read_shapes(name, positions)
 
@@ -204,8 +216,9 @@ class Store(Samples):
 
     def refresh(self) -> int:
         """Move to the newest version, and return its number."""
-        if newest(self._path).version != self.version:
-            old, self._snapshot = self._snapshot, self._newest_snapshot()
+        version = newest_version(self._path, self.version)
+        if version != self.version:
+            old, self._snapshot = self._snapshot, self._newest_snapshot(version)
             old.close()
         return self.version
 
@@ -230,16 +243,20 @@ class Store(Samples):
         self._check_writable("append")
         return Writer(
             self._path,
-            newest(self._path),
+            newest(self._path, self.version),
             budget=parse_bytes(budget, what="budget"),
             segment_bytes=max(parse_bytes(segment_bytes, what="segment_bytes"), 1),
-            on_commit=lambda manifest: self._follow(manifest.version),
+            on_commit=lambda manifest: self._follow(manifest.version, manifest),
         )
 
-    def _follow(self, version: int) -> None:
+    def _follow(self, version: int, manifest: Manifest | None = None) -> None:
         """Show what this store's own writer committed; others' commits wait for `refresh`."""
         if version > self.version:
-            old, self._snapshot = self._snapshot, self._snapshot_of(version)
+            old = self._snapshot
+            try:
+                self._snapshot = self._snapshot_of(version, manifest)
+            except VersionError:  # others have committed after it and vacuumed it
+                self._snapshot = self._newest_snapshot(version)
             old.close()
 
     def compact(self, *, segment_bytes: int | str = DEFAULT_SEGMENT, progress: bool = False) -> int:
@@ -301,8 +318,9 @@ def create(
     schema
         A `Field` for each field's name.
     profile
-        "fast", "balanced" or "small", or a `Compression`; or one of these for each field's
-        name (others are "balanced").
+        "fast", "balanced" or "small": codec and filters are then chosen by a trial on each
+        field's first data, and kept (`Store.compression`). Or a `Compression`; or one of these
+        for each field's name (others are "balanced").
     metadata
         Plain JSON values to keep with it.
 
@@ -316,7 +334,9 @@ def create(
     root = Path(path)
     checked = schema if isinstance(schema, Schema) else Schema(schema)
     compressions = _compressions(checked, profile)
-    manifest = Manifest(0, checked, compressions, time=utc_now(), metadata=dict(metadata or {}))
+    manifest = Manifest(
+        root, 0, checked, compressions, time=utc_now(), metadata=dict(metadata or {})
+    )
     try:
         data = manifest.dumps()
     except (TypeError, ValueError) as error:
@@ -352,17 +372,17 @@ def _check_vacant(root: Path) -> None:
         raise ConflictError(f"{root} is {what}")
 
 
-def _compressions(schema: Schema, wanted: Any) -> dict[str, Compression]:
-    """The compression of each field."""
+def _compressions(schema: Schema, wanted: Any) -> dict[str, Compression | str]:
+    """The compression of each field, or the profile to choose it by."""
     each = wanted if isinstance(wanted, Mapping) else dict.fromkeys(schema, wanted)
     for name in each:
         schema[name]  # UnknownFieldError for a name that is no field
-    chosen: dict[str, Compression] = {}
-    for name, field in schema.items():
+    chosen: dict[str, Compression | str] = {}
+    for name in schema:
         choice = each.get(name, "balanced")
         if isinstance(choice, str):
-            choice = profile(choice, field.dtype.itemsize)
-        if not isinstance(choice, Compression):
+            check_profile(choice)
+        elif not isinstance(choice, Compression):
             raise UsageError(f"profile is one of {', '.join(PROFILES)} or a Compression")
         chosen[name] = choice
     return chosen

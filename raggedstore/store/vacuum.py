@@ -5,8 +5,11 @@ What must never happen is that a file goes which somebody still needs:
 - a version that a reader has open is locked (see `snapshot`) and stays;
 - loose files may belong to a writer that has not committed yet, so they are looked at only
   while the exclusive lock on `writers.lock` says that nobody writes;
-- manifests go before the segments that they alone name, so that a vacuum that dies half-way
-  leaves loose files and never a version without its segments.
+- manifests go before the segment lists and segments that they alone name, so that a vacuum that
+  dies half-way leaves loose files and never a version without its segments;
+- a list that cannot be read may name any segment, so with one of those no loose file goes.
+
+A version that stays while later ones go is marked: `manifest` says what that is good for.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ import os
 from contextlib import closing, suppress
 from pathlib import Path
 
-from raggedstore.errors import UsageError
+from raggedstore.errors import UsageError, VersionError
 from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
 from raggedstore.store.commit import segments_folder
-from raggedstore.store.manifest import list_versions, load, path_of
+from raggedstore.store.lists import read_list, versions_folder
+from raggedstore.store.manifest import list_versions, load, mark_of, path_of
 
 __all__ = ["vacuum"]
+
+# Endings of the files that are loose when no version needs them; a manifest never is.
+_SUFFIXES = {"segments": (".h5", ".idx"), "versions": (".list", ".passed")}
 
 
 def vacuum(root: Path, keep: int) -> list[Path]:
@@ -50,22 +57,49 @@ def _remove_versions(root: Path, keep: int) -> list[Path]:
                 with files.storage_errors(path, "be removed"):
                     path.unlink()
                 removed.append(path)
+            else:
+                _mark(root, version)
     return removed
 
 
+def _mark(root: Path, version: int) -> None:
+    """Say that versions after one that stays are removed; see `manifest`."""
+    path = mark_of(root, version)
+    if not path.exists():
+        with files.storage_errors(path, "be made"):
+            path.touch()
+        files.sync_folder(path.parent)
+
+
 def _remove_loose(root: Path) -> list[Path]:
-    """Remove segments that no version names, and temporary files; nobody is writing now."""
-    named = set()
-    for version in list_versions(root):
-        for entry in load(root, version).segments:
-            named |= {entry.file, entry.index}
+    """Remove files that no version names, and temporary ones; nobody is writing now."""
+    named = _named(root)
     removed = []
-    for folder in (segments_folder(root), root / "versions"):
+    for folder in (segments_folder(root), versions_folder(root)):
+        ours = _SUFFIXES[folder.name]
         for path in sorted(folder.iterdir()):
-            ours = folder.name == "segments" and path.suffix in (".h5", ".idx")
-            loose = path.name.startswith(files.TEMPORARY) or (ours and path.name not in named)
-            if loose and path.is_file():
+            loose = path.suffix in ours and path.name not in named
+            if (loose or path.name.startswith(files.TEMPORARY)) and path.is_file():
                 with files.storage_errors(path, "be removed"):
                     path.unlink()
                 removed.append(path)
     return removed
+
+
+def _named(root: Path) -> set[str]:
+    """The files that any version of the store needs, its manifest left out."""
+    named: set[str] = set()
+    for version in list_versions(root):
+        try:
+            manifest = load(root, version)
+        except VersionError:
+            continue  # another vacuum was faster
+        named.add(mark_of(root, version).name)
+        entries = [*manifest.recent]
+        for segment_list in manifest.lists:
+            if segment_list.file not in named:
+                named.add(segment_list.file)
+                entries += read_list(root, segment_list)
+        for entry in entries:
+            named |= {entry.file, entry.index}
+    return named

@@ -14,13 +14,16 @@ from raggedstore.errors import CorruptionError, RaggedStoreError
 from raggedstore.layout import DATA, SHAPE, SPAN
 from raggedstore.progress import track
 from raggedstore.samples import present
+from raggedstore.segment.context import ReadContext
 from raggedstore.segment.reader import SegmentReader, bad_spans
 from raggedstore.store.commit import digest_of, segments_folder
-from raggedstore.store.snapshot import Snapshot, open_segment
+from raggedstore.store.lists import SegmentEntry
+from raggedstore.store.snapshot import LostList, Snapshot, open_segment
 
 __all__ = ["Fault", "Report", "verify"]
 
 _ROWS = 2**16
+_BUDGET = 2**24
 _LISTED = 1000  # faults of one segment that are listed; more add nothing
 
 
@@ -28,13 +31,13 @@ _LISTED = 1000  # faults of one segment that are listed; more add nothing
 class Fault:
     """One thing that is wrong."""
 
-    segment: str
+    segment: str  #: or the segment list's file, where that is what is wrong
     field: str | None
     sample: int | None  #: position in the store of the first sample affected
     message: str
 
     def __str__(self) -> str:
-        place = f"segment {self.segment}"
+        place = f"segment {'list ' * self.segment.endswith('.list')}{self.segment}"
         if self.field is not None:
             place += f", field {self.field!r}"
         if self.sample is not None:
@@ -87,23 +90,31 @@ class Report:
 def verify(snapshot: Snapshot, *, progress: bool = False) -> Report:
     """Look at everything in one version."""
     report = Report()
-    total = sum(entry.bytes for entry in snapshot.manifest.segments)
+    parts = snapshot.parts
+    context = ReadContext(_BUDGET)  # with checksums, however the store was opened
+    total = sum(part.bytes for part in snapshot.manifest.parts)
     with track("verifying", total, enabled=progress) as advance:
-        for number, entry in enumerate(snapshot.manifest.segments):
-            first = int(snapshot.starts[number])
+        for first, part in zip(parts.starts.tolist(), parts.entries, strict=False):
+            report.samples += part.samples
+            if isinstance(part, LostList):
+                report.segments += part.entry.segments
+                report.faults.append(Fault(part.entry.file, None, first, str(part.error)))
+                report.damaged += part.samples
+                advance(part.entry.bytes)
+                continue
             report.segments += 1
-            report.samples += entry.samples
-            report.nbytes += entry.bytes + entry.index_bytes
-            _verify_segment(snapshot, number, first, report)
-            advance(entry.bytes)
+            report.nbytes += part.bytes + part.index_bytes
+            _verify_segment(snapshot, context, part, first, report)
+            advance(part.bytes)
     return report
 
 
-def _verify_segment(snapshot: Snapshot, number: int, first: int, report: Report) -> None:
-    entry = snapshot.manifest.segments[number]
+def _verify_segment(
+    snapshot: Snapshot, context: ReadContext, entry: SegmentEntry, first: int, report: Report
+) -> None:
     name = entry.file[:-3]
     try:
-        reader = open_segment(snapshot.root, snapshot.manifest, number, snapshot.context)
+        reader = open_segment(snapshot.root, snapshot.manifest, entry, context)
     except RaggedStoreError as error:
         report.faults.append(Fault(name, None, first, f"cannot be opened: {error}"))
         report.damaged += entry.samples
@@ -132,24 +143,59 @@ def _verify_field(
 ) -> None:
     """Every chunk of a field, then its side columns; marks the samples that do not read."""
     spec = reader.table.schema[name]
-    bad_rows: dict[str, npt.NDArray[np.bool_]] = {}
-    messages: list[tuple[str, int, str]] = []  # column, first bad row, what
+    lost: dict[str, _Lost] = {}
+    messages: list[tuple[str, int, str]] = []  # column, chunk, what
     for column, dataset in reader.table.datasets[name].items():
-        bad = np.zeros(len(dataset.entries), bool)
+        data = reader.column(name, column)
+        units = []
         for number in range(len(dataset.entries)):
             report.chunks += 1
-            fault = reader.fault_of(dataset, number)
+            fault, bad = data.damage_of(number)
+            units.append(bad)
             if fault is not None:
-                bad[number] = True
-                messages.append((column, number * dataset.chunk_rows, fault))
-        bad_rows[column] = bad
-    if not spec.is_ragged:
-        rows = np.arange(reader.table.samples) // reader.table.datasets[name][DATA].chunk_rows
-        damaged |= bad_rows[DATA][rows] if len(rows) else False
-        for _, row, message in messages:
-            report.faults.append(Fault(reader.name, name, first + row, message))
+                messages.append((column, number, fault))
+        none = np.zeros(0, bool)
+        lost[column] = _Lost(data.unit_rows, dataset.chunk_rows, np.concatenate([none, *units]))
+    if spec.is_ragged:
+        _verify_ragged(reader, name, first, damaged, lost, messages, report)
         return
-    _verify_ragged(reader, name, first, damaged, bad_rows, messages, report)
+    rows = np.arange(reader.table.samples) // lost[DATA].unit_rows
+    damaged |= lost[DATA].bad[rows] if len(rows) else False
+    for column, number, message in messages:
+        sample = lost[column].first_row(number)
+        report.faults.append(_fault_of_chunk(reader.name, name, first, sample, message))
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Which rows of a column don't read, in runs that are lost together."""
+
+    unit_rows: int
+    chunk_rows: int
+    bad: npt.NDArray[np.bool_]  #: (n_units,)
+
+    def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether each row is lost."""
+        lost: npt.NDArray[np.bool_] = self.bad[rows // self.unit_rows]
+        return lost
+
+    def units(self, number: int) -> list[int]:
+        """The lost runs of a chunk."""
+        count = self.chunk_rows // self.unit_rows
+        return (
+            np.flatnonzero(self.bad[number * count : (number + 1) * count]) + number * count
+        ).tolist()
+
+    def first_row(self, number: int) -> int | None:
+        """The first lost row of a chunk."""
+        units = self.units(number)
+        return units[0] * self.unit_rows if units else None
+
+
+def _fault_of_chunk(segment: str, name: str, first: int, sample: int | None, message: str) -> Fault:
+    if sample is None:
+        return Fault(segment, name, None, f"{message}; every sample in it reads")
+    return Fault(segment, name, first + sample, message)
 
 
 def _verify_ragged(
@@ -157,24 +203,29 @@ def _verify_ragged(
     name: str,
     first: int,
     damaged: npt.NDArray[np.bool_],
-    bad_rows: dict[str, npt.NDArray[np.bool_]],
+    columns: dict[str, _Lost],
     messages: list[tuple[str, int, str]],
     report: Report,
 ) -> None:
     spec, datasets = reader.table.schema[name], reader.table.datasets[name]
-    first_of: dict[int, int] = {}  # data chunk -> first sample that needs it
+    first_of: dict[int, int] = {}  # lost run of data -> first sample that needs it
     expected = 0
+    needed = (SPAN,) if spec.is_vector else (SPAN, SHAPE)  # a vector's shape is its length
     for low in range(0, reader.table.samples, _ROWS):
         positions = np.arange(low, min(low + _ROWS, reader.table.samples))
         lost = np.zeros(len(positions), bool)
-        for column in (SPAN, SHAPE):
-            lost |= bad_rows[column][positions // datasets[column].chunk_rows]
+        for column in needed:
+            lost |= columns[column].rows(positions)
         damaged[positions[lost]] = True
         good = positions[~lost]
         if not len(good):
             continue
         spans = reader.rows(name, SPAN, good, good + 1)
-        shapes = reader.rows(name, SHAPE, good, good + 1)
+        shapes = spans[:, 1:] - spans[:, :1]
+        told = ~columns[SHAPE].rows(good)
+        if not spec.is_vector:
+            shapes = np.zeros((len(good), spec.ndim), np.int64)
+        shapes[told] = reader.rows(name, SHAPE, good[told], good[told] + 1)
         wrong = bad_spans(spec, spans, shapes, datasets[DATA].rows)
         if not lost.any():  # samples lie one after another, without gap or overlap
             before = np.concatenate([[expected], spans[:-1, 1]])
@@ -186,36 +237,38 @@ def _verify_ragged(
             )
             report.faults.append(Fault(reader.name, name, first + int(good[i]), message))
         damaged[good[wrong]] = True
-        _mark_data(good[~wrong], spans[~wrong], bad_rows[DATA], datasets[DATA].chunk_rows,
-                   damaged, first_of)  # fmt: skip
-        if spec.kind == "str" and not bad_rows[DATA].any() and not wrong.any():
+        _mark_data(good[~wrong], spans[~wrong], columns[DATA], damaged, first_of)
+        if spec.kind == "str" and not columns[DATA].bad.any() and not wrong.any():
             try:
                 present(spec, reader.ragged(name, good))
             except CorruptionError as error:
                 report.faults.append(Fault(reader.name, name, first + low, str(error)))
-    for column, row, message in messages:
-        sample = first_of.get(row // datasets[DATA].chunk_rows) if column == DATA else row
-        where = None if sample is None else first + sample
-        report.faults.append(Fault(reader.name, name, where, message))
+    for column, number, message in messages:
+        if column == DATA:
+            samples = [first_of[unit] for unit in columns[DATA].units(number) if unit in first_of]
+            sample = min(samples, default=None)
+        else:
+            sample = columns[column].first_row(number) if column in needed else None
+        report.faults.append(_fault_of_chunk(reader.name, name, first, sample, message))
 
 
 def _mark_data(
     positions: npt.NDArray[np.int64],
     spans: npt.NDArray[np.int64],
-    bad: npt.NDArray[np.bool_],
-    chunk_rows: int,
+    lost: _Lost,
     damaged: npt.NDArray[np.bool_],
     first_of: dict[int, int],
 ) -> None:
-    """Mark the samples that touch a bad chunk of data, and note the first of each."""
+    """Mark the samples that touch a lost run of data, and note the first of each."""
+    bad, unit = lost.bad, lost.unit_rows
     if not bad.any():
         return
     before = np.concatenate([[0], np.cumsum(bad)])
     full = spans[:, 1] > spans[:, 0]
-    low, high = spans[:, 0] // chunk_rows, (np.maximum(spans[:, 1], 1) - 1) // chunk_rows
+    low, high = spans[:, 0] // unit, (np.maximum(spans[:, 1], 1) - 1) // unit
     touched = full & (before[np.minimum(high + 1, len(bad))] > before[np.minimum(low, len(bad))])
     damaged[positions[touched]] = True
     for i in np.flatnonzero(touched).tolist():
-        for chunk in range(int(low[i]), int(high[i]) + 1):
-            if bad[chunk]:
-                first_of.setdefault(chunk, int(positions[i]))
+        for run in range(int(low[i]), int(high[i]) + 1):
+            if bad[run]:
+                first_of.setdefault(run, int(positions[i]))

@@ -22,6 +22,7 @@ from raggedstore.casting import as_array, cast
 from raggedstore.errors import SampleError, StorageError, UsageError
 from raggedstore.schema import Field
 from raggedstore.segment.file import Descriptor
+from raggedstore.segment.profiles import profile
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.commit import (
@@ -31,7 +32,8 @@ from raggedstore.store.commit import (
     temporary_segment,
     utc_now,
 )
-from raggedstore.store.manifest import Manifest, SegmentEntry
+from raggedstore.store.lists import SegmentEntry
+from raggedstore.store.manifest import Manifest
 
 __all__ = ["SegmentSink", "Writer", "encoding_pool"]
 
@@ -63,10 +65,14 @@ class SegmentSink:
     def __init__(self, root: Path, manifest: Manifest, budget: int, segment_bytes: int) -> None:
         self._root = root
         self._schema = manifest.schema
-        self._compressions = manifest.compressions
+        self.compressions = manifest.compressions  # each as far as it is chosen yet
         self._segment_bytes = segment_bytes
         # A column holds a chunk being filled, those in flight, and as many frames again at worst.
-        chunks = sum(c.chunk_bytes for c in manifest.compressions.values()) + 2**18
+        chunks = 2**18
+        for name, choice in manifest.compressions.items():
+            if isinstance(choice, str):
+                choice = profile(choice, manifest.schema[name].dtype.itemsize)
+            chunks += choice.chunk_bytes
         self._in_flight = max(1, min(8, budget // max(2 * chunks, 1) - 2))
         self._pool = encoding_pool()
         self._segment: SegmentWriter | None = None
@@ -85,7 +91,7 @@ class SegmentSink:
             self._segment = SegmentWriter(
                 temporary_segment(self._root),
                 self._schema,
-                self._compressions,
+                self.compressions,
                 self._pool,
                 in_flight=self._in_flight,
             )
@@ -129,6 +135,7 @@ class SegmentSink:
     def _seal(self) -> None:
         if self._segment is not None:
             self._sealed.append(seal_segment(self._segment, self._root))
+            self.compressions = self._segment.compressions
             self._segment = None
 
     def take(self) -> list[SegmentEntry]:
@@ -280,12 +287,14 @@ class Writer:
             entries = sink.take()
             self._manifest = commit(
                 self._root,
-                lambda newest: newest.child(
-                    segments=(*newest.segments, *entries),
+                lambda newest: newest.appended(
+                    entries,
                     time=utc_now(),
                     operation="append",
+                    compressions=newest.settled(sink.compressions),
                     metadata={**newest.metadata, **(metadata or {})},
                 ),
+                hint=self._manifest.version,
             )
         except BaseException as error:
             # Segments that were sealed stay: whether the commit took place may not be known

@@ -58,7 +58,11 @@ def test_info_says_what_the_store_is(corpus, run):
     assert "metadata source    tests" in out
     facts = json.loads(run("info", corpus, "--json")[1])
     assert facts["version"] == 2 and facts["segments"] == 2 and facts["samples"] == 4
-    assert facts["fields"]["audio"] == {"dtype": "int16", "shape": [None]}
+    assert facts["fields"]["audio"] == {
+        "dtype": "int16",
+        "shape": [None],
+        "compression": "balanced, to be chosen when there is more data",
+    }
 
 
 def test_info_head_ls_show_and_stats_take_a_single_file(corpus, run, tmp_path):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import raggedstore as rs
-from raggedstore.segment.codec import PROFILES, decode_frame, encode_frame, profile
+from raggedstore.segment.codec import decode_frame, encode_frame
+from raggedstore.segment.profiles import PROFILES, profile
 from tests.strategies import DTYPES
 
 
@@ -35,14 +36,14 @@ def test_every_profile_gives_back_what_it_was_given(
     elif what == "ramp":
         raw = (np.arange(count) % 100).astype(dtype)
 
-    frame = encode_frame(raw, dtype.itemsize, profile(name, dtype.itemsize))
+    frame = encode_frame(raw, dtype.itemsize, dtype.itemsize, profile(name, dtype.itemsize))
 
     assert decoded(frame, raw.nbytes).tobytes() == raw.tobytes()
 
 
 def test_damage_is_an_error_or_other_values_and_never_a_crash() -> None:
     raw = np.arange(5000, dtype="i4")
-    frame = encode_frame(raw, 4, profile("fast", 4))
+    frame = encode_frame(raw, 4, 4, profile("fast", 4))
     for i in [*range(200), *range(200, len(frame), 97)]:
         for damaged in (frame[:i], frame[:i] + bytes([frame[i] ^ 255]) + frame[i + 1 :]):
             try:
@@ -52,7 +53,7 @@ def test_damage_is_an_error_or_other_values_and_never_a_crash() -> None:
 
 
 def test_a_frame_of_another_size_is_refused() -> None:
-    frame = encode_frame(np.arange(50), 8, profile("fast", 8))
+    frame = encode_frame(np.arange(50), 8, 8, profile("fast", 8))
     with pytest.raises(rs.CorruptionError, match="400 bytes where 392"):
         decoded(frame, 392)
 

@@ -1,5 +1,6 @@
 """Planned gathering against plain slices."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,48 +8,140 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raggedstore.segment.gather import gather
+from raggedstore.segment import gather as module
+from raggedstore.segment.gather import gather, run
+
+
+class Chunks:
+    """Rows in memory, served by chunks and blocks, which counts what it is asked for."""
+
+    def __init__(self, values: np.ndarray, chunk_rows: int, block_nbytes: int) -> None:
+        rows = len(values)
+        self.stored = np.zeros((-(-rows // chunk_rows) * chunk_rows, *values.shape[1:]), "i4")
+        self.stored[:rows] = values
+        self.chunk_rows = chunk_rows
+        self.row_nbytes = self.stored.nbytes // max(len(self.stored), 1)
+        self.block_nbytes = block_nbytes
+        self.held: set[int] = set()
+        self.renting = True
+        self.decoded: list[int] = []
+        self.blocks: list[int] = []
+
+    def chunk(self, number: int) -> np.ndarray:
+        return self.stored[number * self.chunk_rows : (number + 1) * self.chunk_rows]
+
+    def cached(self, number: int) -> np.ndarray | None:
+        return self.chunk(number) if number in self.held else None
+
+    def fetch(self, number: int) -> np.ndarray:
+        self.decoded.append(number)
+        return self.chunk(number)
+
+    def decode_into(self, number: int, out: np.ndarray) -> None:
+        out[:] = self.fetch(number).reshape(-1).view(np.uint8)
+
+    def rent(self, number: int, nbytes: int) -> bool:
+        return self.renting
+
+    def decode_blocks(self, blocks: np.ndarray, out: np.ndarray) -> None:
+        self.blocks += blocks.tolist()
+        out[:] = (
+            self.stored.reshape(-1)
+            .view(np.uint8)
+            .reshape(-1, self.block_nbytes)[blocks]
+            .reshape(-1)
+        )
+
+    def scratch(self, nbytes: int) -> np.ndarray:
+        return np.empty(nbytes, np.uint8)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 @settings(deadline=None)
 @given(data=st.data())
-def test_any_ranges_come_one_after_another_and_each_chunk_is_decoded_once(
+def test_any_ranges_come_one_after_another_and_nothing_is_decoded_twice(
     threads: int, data: st.DataObject
 ) -> None:
     rows = data.draw(st.integers(1, 300))
-    chunk_rows = data.draw(st.integers(1, 40))
+    width = data.draw(st.sampled_from([1, 2, 3]))
+    blocks_in_chunk = data.draw(st.sampled_from([0, 2, 5]))
+    block_rows = data.draw(st.sampled_from([1, 4, 7]))
+    # Blocks that hold no whole number of rows: three blocks to two chunks' worth of rows.
+    odd = blocks_in_chunk and data.draw(st.booleans())
+    chunk_rows = block_rows * max(blocks_in_chunk, 1)
+    block_nbytes = block_rows * width * 4 if blocks_in_chunk else 0
+    if odd:
+        chunk_rows, block_nbytes = 3, 2 * width * 2
     point = st.integers(0, rows)
     ranges = data.draw(st.lists(st.tuples(point, point).map(sorted), max_size=30))
-    values = np.arange(rows * 2, dtype="i4").reshape(rows, 2)
-    stored = np.zeros((-(-rows // chunk_rows) * chunk_rows, 2), "i4")
-    stored[:rows] = values
-    decoded: list[int] = []
-
-    def fetch(number: int) -> np.ndarray:
-        decoded.append(number)
-        return stored[number * chunk_rows : (number + 1) * chunk_rows]
-
-    def decode_into(number: int, raw: np.ndarray) -> None:
-        raw[:] = fetch(number).reshape(-1).view(np.uint8)
+    values = np.arange(rows * width, dtype="i4").reshape(rows, width)
+    source = Chunks(values, chunk_rows, block_nbytes)
+    n_chunks = -(-rows // chunk_rows)
+    source.held = set(data.draw(st.lists(st.integers(0, n_chunks - 1), max_size=3)))
+    source.renting = data.draw(st.booleans())
 
     starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
     want = np.concatenate([values[:0], *(values[a:b] for a, b in ranges)])
     out = np.empty_like(want)
     pool = ThreadPoolExecutor(threads) if threads else None
-    gather(
-        starts,
-        stops,
-        out,
-        rows=rows,
-        chunk_rows=chunk_rows,
-        fetch=fetch,
-        decode_into=decode_into,
-        pool=pool,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_THREADED", 0)
+        patch.setattr(module, "_JOB", 16)
+        patch.setattr(module, "_TINY", data.draw(st.sampled_from([0, 2, 5, 64])))
+        gather(starts, stops, out, source, pool)
     if pool is not None:
         pool.shutdown()
 
     np.testing.assert_array_equal(out, want)
     touched = {row // chunk_rows for a, b in ranges for row in range(a, b)}
-    assert sorted(decoded) == sorted(touched)
+    by_block = {block * max(block_nbytes, 1) // (chunk_rows * width * 4) for block in source.blocks}
+    assert len(source.decoded) == len(set(source.decoded))
+    assert len(source.blocks) == len(set(source.blocks))
+    assert by_block.isdisjoint(source.decoded)
+    assert by_block | set(source.decoded) == touched - source.held
+
+
+def test_only_the_blocks_that_are_touched_are_decoded() -> None:
+    values = np.arange(1000, dtype="i4")
+    source = Chunks(values, 100, 40)  # ten blocks of ten rows in a chunk
+
+    out = np.empty(9, "i4")
+    gather(np.array([905, 5, 98]), np.array([907, 6, 104]), out, source, None)
+
+    assert out.tolist() == [905, 906, 5, 98, 99, 100, 101, 102, 103]
+    assert source.blocks == [0, 9, 10, 90]
+    assert source.decoded == []
+
+
+def test_a_chunk_of_which_most_is_wanted_is_decoded_whole() -> None:
+    source = Chunks(np.arange(1000, dtype="i4"), 100, 40)
+
+    out = np.empty(80, "i4")
+    gather(np.array([5]), np.array([85]), out, source, None)
+
+    assert source.decoded == [0] and source.blocks == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_run_does_every_task_once_and_raises_the_first_error(threads: int) -> None:
+    done: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        run([lambda i=i: done.append(i) for i in range(20)], pool, threads)
+        assert sorted(done) == list(range(20))
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            run([fail] * 20, pool, threads)
+
+
+def test_run_needs_no_thread_but_its_own() -> None:
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        blocker = pool.submit(busy.wait)
+        done: list[int] = []
+        run([lambda i=i: done.append(i) for i in range(5)], pool, 2)
+        assert done == list(range(5))
+        busy.set()
+        assert blocker.result()

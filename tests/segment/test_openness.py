@@ -15,7 +15,7 @@ import pytest
 import tables
 
 import raggedstore as rs
-from raggedstore.segment.codec import PROFILES
+from raggedstore.segment.profiles import PROFILES
 
 SCHEMA = {
     "audio": rs.Field("int16", (None,)),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import raggedstore as rs
-from raggedstore.store import files
+from raggedstore.store import files, lists
 
-STEPS = ["sync_file", "write_file", "rename", "sync_folder", "publish"]
+STEPS = ["sync_file", "write_file", "rename", "sync_folder", "put", "publish"]
 
 
 class Stopped(Exception):
@@ -25,11 +25,18 @@ def store(tmp_path: Path) -> rs.Store:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("direct", [1, lists.DIRECT])  # with 1 the commit writes a list too
 def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_version(
-    store: rs.Store, monkeypatch: pytest.MonkeyPatch, step: str, nth: int, after: bool
+    store: rs.Store,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    nth: int,
+    after: bool,
+    direct: int,
 ) -> None:
+    monkeypatch.setattr(lists, "DIRECT", direct)
     calls = 0
     real = getattr(files, step)
 
@@ -54,9 +61,9 @@ def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_vers
 
     fresh = rs.open(store.path, "a", verify=True)
     assert isinstance(fresh, rs.Store)
-    lists = [values.tolist() for values in fresh["a"]]
-    assert lists in ([[1, 2, 3]], [[1, 2, 3], [4]])
-    assert stopped or lists == [[1, 2, 3], [4]]
+    values = lists_of(fresh)
+    assert values in ([[1, 2, 3]], [[1, 2, 3], [4]])
+    assert stopped or values == [[1, 2, 3], [4]]
     with fresh.writer() as again:
         again.append({"a": [5]})
     assert fresh["a"][-1].tolist() == [5]
@@ -64,7 +71,8 @@ def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_vers
     fresh.vacuum(keep=1)
     named = {n for e in fresh.manifest.segments for n in (e.file, e.index)}
     assert {path.name for path in (store.path / "segments").iterdir()} == named
-    assert [path.suffix for path in (store.path / "versions").iterdir()] == [".json"]
+    named = {entry.file for entry in fresh.manifest.lists} | {f"{fresh.version:020d}.json"}
+    assert {path.name for path in (store.path / "versions").iterdir()} == named
 
 
 def race(store: rs.Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[rs.Store], Any]) -> None:
@@ -92,14 +100,17 @@ def lists_of(store: Any) -> list[list[int]]:
     return [values.tolist() for values in store["a"]]
 
 
+@pytest.mark.parametrize("direct", [1, 2, lists.DIRECT])
 def test_the_loser_of_a_race_commits_after_the_winner(
-    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch, direct: int
 ) -> None:
+    monkeypatch.setattr(lists, "DIRECT", direct)
     race(store, monkeypatch, lambda other: append(other, [7]))
     append(store, [8])
 
     assert store.version == 3
     assert lists_of(store) == [[1, 2, 3], [7], [8]]
+    assert store.verify().ok
 
 
 def test_an_append_that_commits_during_a_compaction_is_kept(

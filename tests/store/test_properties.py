@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import raggedstore as rs
+from raggedstore.store import files, lists
 from tests import strategies
 from tests.model import assert_same, assert_same_value, at
 
@@ -86,10 +87,15 @@ def test_extend_batch_stores_what_append_stores(data: st.DataObject) -> None:
 
 
 class Store(RuleBasedStateMachine):
-    """Append, commit, abort, compact, vacuum and old versions, beside a list of samples."""
+    """Append, commit, race, abort, compact, vacuum and old versions, beside a list of samples.
 
-    @initialize(data=st.data())
-    def create(self, data: st.DataObject) -> None:
+    Manifests hold so few segments themselves that most are in lists.
+    """
+
+    @initialize(data=st.data(), direct=st.integers(1, 3))
+    def create(self, data: st.DataObject, direct: int) -> None:
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(lists, "DIRECT", direct)
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "store"
         self.schema = data.draw(strategies.schemas())
@@ -99,6 +105,7 @@ class Store(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
+            self.patched.undo()
             self.store.close()
             self.reader.close()
             self.folder.cleanup()
@@ -119,6 +126,33 @@ class Store(RuleBasedStateMachine):
             rest = new[1:] if early else new
         if rest:
             self.versions[self.store.version] = [*self.samples, *rest]
+
+    @rule(data=st.data(), winner=st.sampled_from(["append", "compact", "vacuum"]))
+    def race(self, data: st.DataObject, winner: str) -> None:
+        """Another process is at work just before this one's version is linked."""
+        ours, theirs = (data.draw(strategies.samples(self.schema)) for _ in range(2))
+        real = files.publish
+
+        def publish(path: Path, content: bytes) -> None:
+            patched.undo()
+            with reopen(self.path, mode="a") as other:
+                before = other.version
+                if winner == "append":
+                    with other.writer() as writer:
+                        writer.append(theirs)
+                    self.versions[other.version] = [*self.samples, theirs]
+                elif winner == "compact":
+                    if other.compact() != before:
+                        self.versions[other.version] = self.samples
+                else:
+                    other.vacuum(keep=1)
+            real(path, content)
+
+        with pytest.MonkeyPatch.context() as patched, self.store.writer() as writer:
+            writer.append(ours)
+            patched.setattr(files, "publish", publish)
+        self.versions[self.store.version] = [*self.samples, ours]
+        self.versions = {v: s for v, s in self.versions.items() if v in self.store.versions()}
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import raggedstore as rs
-from raggedstore.store import store as store_module
-from raggedstore.store.manifest import Manifest
+from raggedstore.store import snapshot as snapshots
 
 
 def filled(path: Path, count: int = 50) -> rs.Store:
@@ -101,11 +100,11 @@ def test_opening_goes_on_to_the_newer_version_when_the_newest_is_vacuumed_meanwh
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = filled(tmp_path / "store")
-    real, raced = store_module.newest, False
+    real, raced = snapshots.newest_version, False
 
-    def overtaken(root: Path) -> Manifest:
+    def overtaken(root: Path, hint: int | None = None) -> int:
         nonlocal raced
-        found = real(root)
+        found = real(root, hint)
         if not raced:
             raced = True
             with store.writer() as writer:
@@ -114,9 +113,42 @@ def test_opening_goes_on_to_the_newer_version_when_the_newest_is_vacuumed_meanwh
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_module, "newest", overtaken)
+        patched.setattr(snapshots, "newest_version", overtaken)
         assert len(rs.open(tmp_path / "store")) == 51
     assert store.versions() == [2]
+
+
+@pytest.mark.parametrize("what", ["commit", "compact"])
+def test_a_version_made_and_at_once_vacuumed_by_others_is_no_error_to_its_maker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    store = filled(tmp_path / "store")
+    with store.writer() as writer:
+        writer.append({"values": [1], "label": 1})
+    real, raced = store._follow, False
+
+    def follow(*arguments: Any) -> None:
+        nonlocal raced
+        if not raced:
+            raced = True
+            with rs.open(tmp_path / "store", "a") as other:
+                assert isinstance(other, rs.Store)
+                with other.writer() as writer:
+                    writer.append({"values": [2], "label": 2})
+                other.vacuum(keep=1)
+        real(*arguments)
+
+    monkeypatch.setattr(store, "_follow", follow)
+    if what == "compact":
+        assert store.compact() == 3
+    else:
+        with store.writer() as writer:
+            writer.append({"values": [3], "label": 3})
+            assert writer.commit() == 3
+
+    assert store.version == 4
+    assert len(store) == (52 if what == "compact" else 53)
+    assert store.verify().ok
 
 
 def test_vacuum_spares_what_a_writer_has_not_committed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -72,28 +73,43 @@ def test_nothing_is_wrong_with_a_whole_store(store: rs.Store) -> None:
     assert "no faults in 2000 samples, 2 segments" in str(report)
 
 
-@pytest.mark.parametrize("where", [3, 20, 60, -40, -1])
+@pytest.mark.parametrize("where", [3, 20, 60, -40, -1, "first block", "last block", "a block"])
 def test_a_flipped_bit_in_data_is_found_and_only_its_samples_are_lost(
-    store: rs.Store, where: int
+    store: rs.Store, where: int | str
 ) -> None:
     offset, size, rows = entry_of(store, "values", "data", 2)
-    flip(segment_path(store, 1), offset + where % size)
+    blocks = store._snapshot.reader(1).table.datasets["values"]["data"].blocks
+    edges = blocks.edges[2].tolist()
+    named = {"first block": edges[0], "last block": edges[-1] - 1, "a block": edges[2] + 5}
+    at = named[where] if isinstance(where, str) else where % size
+    flip(segment_path(store, 1), offset + at)
     fresh = rs.open(store.path)
     assert isinstance(fresh, rs.Store)
 
     report = fresh.verify()
 
+    # Of what lies outside the blocks, other tools have need, and this one has not.
+    hit = [i for i, (a, b) in enumerate(itertools.pairwise(edges)) if a <= at < b]
+    block_rows = blocks.nbytes // 4
+    lost = {2 * rows + i * block_rows + j for i in hit for j in range(block_rows)}
     spans = np.cumsum([0, *(len(want(i)) for i in range(100, COUNT))])
     touched = {
         100 + i
-        for i, (a, b) in enumerate(itertools.pairwise(spans))
-        if b > a and a < 3 * rows and b > 2 * rows
+        for i, (a, b) in enumerate(itertools.pairwise(spans.tolist()))
+        if not lost.isdisjoint(range(a, b))
     }
+    assert bool(touched) == isinstance(where, str)
     [fault] = report.faults
-    assert (fault.field, fault.sample) == ("values", min(touched))
+    assert (fault.field, fault.sample) == ("values", min(touched, default=None))
     assert fault.segment in store.manifest.segments[1].file
     assert report.damaged == len(touched)
     assert reading(fresh) == (set(range(COUNT)) - touched, touched)
+    if not touched:
+        assert "every sample in it reads" in fault.message
+        np.testing.assert_array_equal(
+            fresh["values"].batch(slice(None)).values, store["values"].batch(slice(None)).values
+        )
+        return
     with pytest.raises(rs.CorruptionError, match=f"segment {fault.segment}, field 'values'"):
         fresh["values"][min(touched)]
     with pytest.raises(OSError, match="checksum"):
@@ -103,15 +119,23 @@ def test_a_flipped_bit_in_data_is_found_and_only_its_samples_are_lost(
 @pytest.mark.parametrize("column", ["data_start_and_stop", "data_shape"])
 def test_a_flipped_bit_in_a_side_column_is_found(store: rs.Store, column: str) -> None:
     offset, size, _ = entry_of(store, "values", column, 0)
-    flip(segment_path(store, 1), offset + size // 2)
+    blocks = store._snapshot.reader(1).table.datasets["values"][column].blocks
+    flip(segment_path(store, 1), offset + (size // 2 if blocks is None else blocks.edges[0, 1]))
     fresh = rs.open(store.path)
     assert isinstance(fresh, rs.Store)
 
     report = fresh.verify()
 
-    assert [(fault.field, fault.sample) for fault in report.faults] == [("values", 100)]
-    assert report.damaged == COUNT - 100
-    assert reading(fresh) == (set(range(100)), set(range(100, COUNT)))
+    [fault] = report.faults
+    if column == "data_shape":  # the shape of a vector is its length: nothing is lost
+        assert (fault.field, fault.sample, report.damaged) == ("values", None, 0)
+        lost = set()
+    else:
+        rows = blocks.nbytes // 16
+        lost = set(range(100 + rows, COUNT))  # all but the first block
+        assert (fault.field, fault.sample) == ("values", min(lost))
+        assert report.damaged == len(lost)
+    assert reading(fresh) == (set(range(COUNT)) - lost, lost)
     assert fresh["text"][150] == "text 150"
 
 
@@ -171,3 +195,16 @@ def test_without_its_chunk_table_a_segment_reads_the_same(store: rs.Store) -> No
     assert reading(fresh) == (set(range(COUNT)), set())
     [fault] = fresh.verify().faults
     assert "chunk table is missing" in fault.message
+
+
+def test_checksums_left_out_in_reading_are_verified_all_the_same(store: rs.Store) -> None:
+    offset, _, _ = entry_of(store, "values", "data", 2)
+    edges = store._snapshot.reader(1).table.datasets["values"]["data"].blocks.edges
+    flip(segment_path(store, 1), offset + int(edges[2, 1]) + 9)
+
+    unchecked = rs.open(store.path, checksums=False)
+
+    assert not unchecked.verify().ok
+    assert len(pickle.loads(pickle.dumps(unchecked))["values"]) == COUNT
+    with pytest.raises(rs.CorruptionError):
+        rs.open(store.path, checksums=False, verify=True)

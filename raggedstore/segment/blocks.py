@@ -1,0 +1,210 @@
+"""The blocks of a chunk: the parts of it that can be decoded without the rest.
+
+A Blosc2 chunk is a header of 32 bytes, where each block starts (little-endian int32, from the
+header's first byte), and the blocks, each compressed by itself. So any blocks of chunks that
+share their header can be put behind a header of their own and decoded in one call, whatever
+chunks they come from: a batch of samples from all over a segment costs as few calls, and as few
+bytes read, as if they lay side by side. https://github.com/Blosc/c-blosc2 README_CHUNK_FORMAT
+says what the bytes mean.
+
+Where the blocks of each chunk lie, and a checksum of each, is kept in the chunk table, so that
+nothing of a chunk need be read but the blocks that are wanted. A chunk that did not compress
+holds its blocks as they are; one that is special (all zeros, one value) has none.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import blosc2
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from raggedstore.errors import CorruptionError
+
+__all__ = [
+    "BlockTable",
+    "ChunkBlocks",
+    "assemble",
+    "assembled_size",
+    "block_checksum",
+    "blocks_of",
+    "decode_assembled",
+]
+
+HEADER = 32
+_STORED = 0x02  # in the header's flags: not compressed
+_MOST = 2**31 - 1
+_RAW = np.uint32(2**31)  # set in a chunk's first edge where its blocks are not compressed
+# Filters whose blocks depend on nothing outside: none, shuffle, bitshuffle, bytedelta.
+_FILTERS = (0, 1, 2, 35)
+
+Edges = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkBlocks:
+    """The blocks of one chunk."""
+
+    header: bytes  #: its header, sizes left out
+    nbytes: int  #: raw bytes in a block
+    edges: Edges  #: (k + 1,) where each begins, and the last ends, in the stored bytes
+    raw: bool  #: not compressed
+
+
+def blocks_of(frame: memoryview, size: int) -> ChunkBlocks | None:
+    """The blocks of the one chunk of a Blosc2 frame; None where they can't be told apart.
+
+    Parameters
+    ----------
+    frame
+        Its first bytes: those up to the first block do.
+    size
+        Bytes of the whole.
+    """
+    if len(frame) < 87 + HEADER:
+        return None
+    (head,) = struct.unpack_from(">i", frame, 11)
+    if not 87 <= head <= len(frame) - HEADER:
+        return None
+    header = bytes(frame[head : head + HEADER])
+    nbytes, block, stored = struct.unpack_from("<iii", header, 4)
+    if not 0 < block < nbytes or nbytes % block or not HEADER < stored <= size - head:
+        return None
+    # Anything out of the ordinary: special chunks, dictionaries, blocks of various lengths.
+    if header[30] or header[31] or any(code not in _FILTERS for code in header[16:22]):
+        return None
+    count = nbytes // block
+    raw = bool(header[2] & _STORED)
+    if raw:
+        starts = HEADER + np.arange(count + 1, dtype=np.int64) * block
+    else:
+        places = frame[head + HEADER : head + HEADER + 4 * count]
+        if len(places) < 4 * count:
+            return None
+        starts = np.append(np.frombuffer(places, "<i4").astype(np.int64), stored)
+    first = HEADER if raw else HEADER + 4 * count
+    if starts[0] != first or starts[-1] > stored or (np.diff(starts) <= 0).any():
+        return None
+    return ChunkBlocks(
+        header[:4] + bytes(4) + header[8:12] + bytes(4) + header[16:],
+        block,
+        (starts + head).astype(np.uint32),
+        raw,
+    )
+
+
+def block_checksum(stored: Any) -> int:
+    """32 bits of xxh3-64 over the stored bytes of a block."""
+    return xxhash.xxh3_64_intdigest(stored) & 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTable:
+    """The blocks of every chunk of a dataset.
+
+    Parameters
+    ----------
+    header
+        The header that its compressed chunks share, sizes left out.
+    nbytes
+        Raw bytes in a block.
+    edges
+        (n_chunks, k + 1) uint32 where blocks begin and end in a chunk's stored bytes. All 0 for a
+        chunk whose blocks can't be told apart; the first with its highest bit set for one that
+        holds them uncompressed.
+    checks
+        (n_chunks, k) uint32 `block_checksum` of each.
+    """
+
+    header: bytes
+    nbytes: int
+    edges: Edges
+    checks: Edges
+
+    @classmethod
+    def of(
+        cls, chunks: Sequence[tuple[ChunkBlocks | None, Edges]], chunk_nbytes: int
+    ) -> BlockTable | None:
+        """The table of chunks of `chunk_nbytes` raw bytes, given each one's blocks and checks."""
+        known = [blocks for blocks, _ in chunks if blocks is not None]
+        if not known or chunk_nbytes % known[0].nbytes or chunk_nbytes < 2 * known[0].nbytes:
+            return None
+        header = next((blocks.header for blocks in known if not blocks.raw), known[0].header)
+        nbytes = known[0].nbytes
+        count = chunk_nbytes // nbytes
+        edges = np.zeros((len(chunks), count + 1), np.uint32)
+        checks = np.zeros((len(chunks), count), np.uint32)
+        for i, (blocks, check) in enumerate(chunks):
+            if blocks is None or blocks.nbytes != nbytes or len(blocks.edges) != count + 1:
+                continue
+            if blocks.raw or blocks.header == header:
+                edges[i], checks[i] = blocks.edges, check
+                if blocks.raw:
+                    edges[i, 0] |= _RAW
+        return cls(header, nbytes, edges, checks)
+
+    def check_bounds(self, stored: npt.NDArray[Any]) -> bool:
+        """Whether every block lies inside its chunk, of (n_chunks,) `stored` bytes."""
+        edges = self.edges.copy()
+        edges[:, 0] &= ~_RAW
+        wide = edges.astype(np.int64)
+        known = wide[:, 0] > 0
+        fine = (np.diff(wide[known], axis=1) > 0).all() and (
+            wide[known, -1] <= stored[known].astype(np.int64)
+        ).all()
+        sizes = np.diff(wide[known & self.raw], axis=1)
+        return bool(fine and (sizes == self.nbytes).all())
+
+    @property
+    def raw(self) -> npt.NDArray[np.bool_]:
+        """(n_chunks,) whether a chunk holds its blocks uncompressed."""
+        return self.edges[:, 0] >= _RAW
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """(n_chunks,) whether the blocks of a chunk can be told apart."""
+        return self.edges[:, 0] > 0
+
+
+def assembled_size(sizes: npt.NDArray[np.int64]) -> int:
+    """Bytes of the chunk that `assemble` makes for blocks of the given stored `sizes`."""
+    return HEADER + 4 * len(sizes) + int(sizes.sum())
+
+
+def assemble(
+    header: bytes, block: int, sizes: npt.NDArray[np.int64], chunk: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Begin a chunk for blocks of the given stored `sizes`: its header and starts.
+
+    Parameters
+    ----------
+    header, block
+        As in a `BlockTable`: the header, and the raw bytes in a block.
+    chunk
+        (`assembled_size` of them,) uint8, where it is put. The blocks belong at its end.
+    """
+    count = len(sizes)
+    first = HEADER + 4 * count
+    if max(len(chunk), count * block) > _MOST:
+        raise CorruptionError("blocks of more bytes than a chunk can hold")
+    chunk[:HEADER] = np.frombuffer(header, np.uint8)
+    struct.pack_into("<iii", chunk.data, 4, count * block, block, len(chunk))
+    starts = np.cumsum(sizes) - sizes + first
+    chunk[HEADER:first] = starts.astype("<i4").view(np.uint8)
+    return chunk
+
+
+def decode_assembled(chunk: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+    """Decode a chunk that `assemble` began and whose blocks were put in, into `out`."""
+    (nbytes,) = struct.unpack_from("<i", chunk.data, 4)
+    if nbytes != out.nbytes:
+        raise CorruptionError(f"blocks of {nbytes} bytes where {out.nbytes} belong")
+    try:
+        blosc2.decompress2(chunk.data, dst=out, nthreads=1)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptionError(f"Blosc2 could not decode blocks: {error}") from None

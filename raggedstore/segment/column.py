@@ -1,0 +1,286 @@
+"""Reading one dataset of a segment: its chunks, whole and in part, checked as they are read."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import CorruptionError
+from raggedstore.segment.blocks import assemble, assembled_size, block_checksum, decode_assembled
+from raggedstore.segment.codec import decode_frame
+from raggedstore.segment.context import ReadContext
+from raggedstore.segment.file import FileBytes
+from raggedstore.segment.gather import gather
+from raggedstore.segment.table import DatasetTable, checksum
+
+__all__ = ["ColumnReader"]
+
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+#: A sequential read of more than this decodes in parallel anyway, and reads ahead by itself.
+_AHEAD_BELOW = 2**22
+
+
+class ColumnReader:
+    """Rows of one dataset.
+
+    Parameters
+    ----------
+    segment, field
+        What errors call the segment and the field.
+    dataset
+        The dataset's part of the chunk table.
+    data
+        The HDF5 file.
+    context
+        Cache and threads, shared with other columns.
+    checksums
+        Whether the chunk table holds checksums.
+    """
+
+    def __init__(
+        self,
+        segment: str,
+        field: str,
+        dataset: DatasetTable,
+        data: FileBytes,
+        context: ReadContext,
+        *,
+        checksums: bool,
+    ) -> None:
+        self.dataset = dataset
+        self.rows = dataset.rows
+        self.chunk_rows = dataset.chunk_rows
+        self.row_nbytes = dataset.column.row_nbytes
+        blocks = dataset.blocks
+        self.block_nbytes = blocks.nbytes if blocks is not None and self.row_nbytes else 0
+        self._per_chunk = 0 if blocks is None else blocks.checks.shape[1]
+        self._known = None if blocks is None or blocks.known.all() else blocks.known
+        self._dtype = dataset.column.dtype
+        self._row_shape = dataset.column.row_shape
+        self._where = f"segment {segment}, field {field!r}"
+        self._key = (segment, field, dataset.column.name)
+        self._data = data
+        self._context = context
+        self._check = context.checksums and checksums
+        self._next = -1  # the row after the last that was read
+
+    # Chunks
+
+    def decode_into(self, number: int, out: Bytes) -> None:
+        """Decode a chunk into `out`, (chunk bytes,) uint8, its checksum verified."""
+        try:
+            self._decode(number, out)
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._where}: {error}") from None
+
+    def _decode(self, number: int, out: Bytes) -> None:
+        offset, size, digest = self.dataset.entries[number].tolist()
+        stored = self._context.scratch("stored", size).data
+        self._data.read_into(offset, stored)
+        where = f"{self.dataset.column.name} chunk {number}"
+        if self._check and checksum(stored) != digest:
+            raise CorruptionError(f"{where}: the checksum does not hold")
+        try:
+            if self.dataset.source is None:
+                decode_frame(stored, out)
+            else:
+                self.dataset.source(number, stored, out)
+        except CorruptionError as error:
+            raise CorruptionError(f"{where}: {error}") from None
+
+    def _new_chunk(self) -> Bytes:
+        return np.empty(self.chunk_rows * self.row_nbytes, np.uint8)
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows that are lost together where something is damaged: of a block, or of a chunk."""
+        if self.block_nbytes and self.block_nbytes % self.row_nbytes == 0:
+            return self.block_nbytes // self.row_nbytes
+        return self.chunk_rows
+
+    def damage_of(self, number: int) -> tuple[str | None, npt.NDArray[np.bool_]]:
+        """What is wrong with a chunk, or None; and which of its runs of `unit_rows` don't read."""
+        units = self.chunk_rows // self.unit_rows
+        try:
+            self._decode(number, self._new_chunk())
+        except CorruptionError as error:
+            lost = np.ones(units, bool)
+            if units > 1:
+                out = np.empty(self.block_nbytes, np.uint8)
+                for i in range(units):
+                    with suppress(CorruptionError):
+                        self._decode_blocks(np.array([number * units + i]), out)
+                        lost[i] = False
+            return str(error), lost
+        return None, np.zeros(units, bool)
+
+    def _view(self, raw: Bytes) -> npt.NDArray[Any]:
+        return raw.view(self._dtype).reshape(-1, *self._row_shape)
+
+    def cached(self, number: int) -> npt.NDArray[Any] | None:
+        """The rows of a chunk, if they are in the cache or on their way there."""
+        raw = self._context.cache.get((*self._key, number))
+        return None if raw is None else self._view(raw)
+
+    def fetch(self, number: int) -> npt.NDArray[Any]:
+        """The rows of a chunk, decoded whole and kept in the cache."""
+        raw = self._new_chunk()
+        self.decode_into(number, raw)
+        self._context.cache.put((*self._key, number), raw)
+        return self._view(raw)
+
+    def rent(self, number: int, nbytes: int) -> bool:
+        """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
+        if self._known is not None and not self._known[number]:
+            return False
+        key = (*self._key, number)
+        return self._context.cache.rent(key, nbytes, self.chunk_rows * self.row_nbytes)
+
+    def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
+        """Decode blocks, numbered through all chunks and ascending, into `out`."""
+        try:
+            self._decode_blocks(blocks, out)
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._where}: {error}") from None
+
+    def _decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
+        table = self.dataset.blocks
+        assert table is not None
+        chunk, block = np.divmod(blocks, self._per_chunk)
+        if self._known is not None and not self._known[chunk].all():
+            raise CorruptionError(f"{self.dataset.column.name}: a chunk that has no blocks")
+        raw = table.raw[chunk]
+        if not raw.any():
+            self._decode_compressed(chunk, block, out)
+            return
+        size = table.nbytes
+        for i in np.flatnonzero(raw).tolist():
+            one = slice(i, i + 1)
+            begin = self._begin(chunk[one], block[one])
+            self._read_blocks(chunk[one], block[one], begin, out[i * size : (i + 1) * size])
+        left = np.flatnonzero(~raw)
+        if len(left):
+            decoded = np.empty(len(left) * size, np.uint8)
+            self._decode_compressed(chunk[left], block[left], decoded)
+            out.reshape(-1, size)[left] = decoded.reshape(-1, size)
+
+    def _begin(self, chunk: Int64s, block: Int64s) -> Int64s:
+        """Where blocks begin in the stored bytes of their chunks."""
+        assert self.dataset.blocks is not None
+        # The highest bit of a first edge is a flag and no part of the place.
+        return (self.dataset.blocks.edges[chunk, block] & np.uint32(2**31 - 1)).astype(np.int64)
+
+    def _decode_compressed(self, chunk: Int64s, block: Int64s, out: Bytes) -> None:
+        table = self.dataset.blocks
+        assert table is not None
+        begin = self._begin(chunk, block)
+        sizes = table.edges[chunk, block + 1].astype(np.int64) - begin
+        assembled = assemble(
+            table.header,
+            table.nbytes,
+            sizes,
+            self._context.scratch("stored", assembled_size(sizes)),
+        )
+        self._read_blocks(chunk, block, begin, assembled[len(assembled) - int(sizes.sum()) :])
+        decode_assembled(assembled, out)
+
+    def _read_blocks(self, chunk: Int64s, block: Int64s, begin: Int64s, out: Bytes) -> None:
+        """The stored bytes of blocks, neighbours read together, their checksums verified."""
+        table = self.dataset.blocks
+        assert table is not None
+        end = table.edges[chunk, block + 1].astype(np.int64)
+        offset = self.dataset.entries["offset"][chunk].astype(np.int64)
+        sizes = end - begin
+        places = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes, out=places[1:])
+        breaks = np.flatnonzero((offset + begin)[1:] != (offset + end)[:-1]) + 1
+        runs = [0, *breaks.tolist(), len(sizes)]
+        into = out.data
+        at = places.tolist()
+        begins = (offset + begin)[runs[:-1]].tolist()
+        for (a, b), first in zip(itertools.pairwise(runs), begins, strict=True):
+            self._data.read_into(first, into[at[a] : at[b]])
+        if self._check:
+            expected = table.checks[chunk, block].tolist()
+            for i, (a, b) in enumerate(itertools.pairwise(at)):
+                if block_checksum(into[a:b]) != expected[i]:
+                    raise CorruptionError(
+                        f"{self.dataset.column.name} chunk {int(chunk[i])}: "
+                        f"the checksum of block {int(block[i])} does not hold"
+                    )
+
+    def scratch(self, nbytes: int) -> Bytes:
+        """Memory of this thread's own to decode into, until it asks again."""
+        return self._context.scratch("decoded", nbytes)
+
+    # Rows
+
+    def read(self, starts: Int64s, stops: Int64s) -> npt.NDArray[Any]:
+        """The rows in ``[starts, stops)``, one range after another."""
+        total = int((stops - starts).sum())
+        out = np.empty((total, *self._row_shape), self._dtype)
+        context = self._context
+        gather(starts, stops, out, self, context.pool, context.threads)
+        if len(starts):
+            first, last = int(starts[0]), int(stops[-1])
+            sequential = first == self._next and total == last - first
+            self._next = last
+            if sequential and 0 < out.nbytes < _AHEAD_BELOW:
+                self._read_ahead(last, total)
+        return out
+
+    def row(self, number: int) -> Any:
+        """One row: an array, or a scalar where rows are scalars."""
+        chunk, at = divmod(number, self.chunk_rows)
+        rows = self.cached(chunk)
+        if rows is None:
+            where = np.array([number], np.int64)
+            return self.read(where, where + 1)[0]
+        if number == self._next:
+            self._read_ahead(number + 1, 1)
+        self._next = number + 1
+        return rows[at].copy()
+
+    def run(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """The rows from `start` to `stop`, in memory of their own."""
+        chunk, low = divmod(start, self.chunk_rows)
+        high = low + stop - start
+        rows = self.cached(chunk) if high <= self.chunk_rows else None
+        if rows is None:
+            return self.read(np.array([start], np.int64), np.array([stop], np.int64))
+        if start == self._next:
+            self._read_ahead(stop, stop - start)
+        self._next = stop
+        copied: npt.NDArray[Any] = rows[low:high].copy()
+        return copied
+
+    def _read_ahead(self, row: int, rows: int) -> None:
+        """Have the chunks that a sequential reader comes to next decoded in the background."""
+        context = self._context
+        chunk_nbytes = self.chunk_rows * self.row_nbytes
+        first = (row + rows - 1) // self.chunk_rows
+        last = min((row + 2 * rows - 1) // self.chunk_rows, len(self.dataset.entries) - 1)
+        last = min(last, first + context.budget // 4 // max(chunk_nbytes, 1) - 1)
+        if first > last or context.pool is None:
+            return
+        for number in range(row // self.chunk_rows, last + 1):
+            context.cache.prepare((*self._key, number), lambda n=number: self._ahead(n))  # type: ignore[misc]
+
+    def _ahead(self, number: int) -> Future[Bytes] | None:
+        pool = self._context.pool
+        if pool is None:
+            return None
+
+        def decode() -> Bytes:
+            raw = self._new_chunk()
+            self.decode_into(number, raw)
+            return raw
+
+        return pool.submit(decode)

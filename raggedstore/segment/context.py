@@ -1,0 +1,90 @@
+"""What the segments of one reader share: budget, cache, open files, threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.segment.cache import ChunkCache
+from raggedstore.segment.file import OpenFiles
+
+__all__ = ["ReadContext"]
+
+
+_SCRATCH = 2**22  # no more than this is kept for a thread and a use
+
+
+@dataclass(eq=False)
+class ReadContext:
+    """What the segments of one reader share: the cache within the budget, and the threads."""
+
+    budget: int
+    checksums: bool = True  #: verify each chunk's checksum as it is read
+    in_memory: bool = False  #: read files whole when they are opened
+    cache: ChunkCache = field(init=False)
+    files: OpenFiles = field(init=False, default_factory=OpenFiles)
+    _scratch: threading.local = field(init=False, default_factory=threading.local)
+    _pool: ThreadPoolExecutor | None = field(init=False, default=None)
+    _pool_pid: int = field(init=False, default=0)
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.cache = ChunkCache(self.budget)
+        _live.add(self)
+
+    @cached_property
+    def threads(self) -> int:
+        """How many threads decode at once: as many as this process may use cores."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+    @property
+    def pool(self) -> ThreadPoolExecutor | None:
+        """Decoding threads of this process; None on one core. A forked child makes its own."""
+        if self.threads < 2:
+            return None
+        if self._pool_pid != os.getpid():
+            with self.lock:
+                if self._pool_pid != os.getpid():
+                    self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="raggedstore")
+                    self._pool_pid = os.getpid()
+        return self._pool
+
+    def scratch(self, use: str, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Memory of this thread's own, valid until it asks for the same `use` again.
+
+        New memory of some hundred kilobytes costs as much as copying into it: the system clears
+        every page of it first.
+        """
+        if nbytes > _SCRATCH:
+            return np.empty(nbytes, np.uint8)
+        held: npt.NDArray[np.uint8] | None = getattr(self._scratch, use, None)
+        if held is None or len(held) < nbytes:
+            held = np.empty(nbytes, np.uint8)
+            setattr(self._scratch, use, held)
+        return held[:nbytes]
+
+    def after_fork(self) -> None:
+        """Make the locks new: one may have been held by a thread that the child doesn't have."""
+        self.lock = threading.Lock()
+        self._pool, self._pool_pid = None, 0
+        self.cache = ChunkCache(self.budget)
+        self.files.after_fork()
+
+
+# A forked child has none of its parent's threads, so what they held is made anew in it.
+_live: weakref.WeakSet[ReadContext] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for context in list(_live):
+        context.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

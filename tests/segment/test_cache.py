@@ -1,0 +1,113 @@
+"""The cache of decoded chunks: its bound, its order, what is worth holding."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raggedstore.segment.cache import ChunkCache
+
+
+def chunk(nbytes: int) -> np.ndarray:
+    return np.zeros(nbytes, np.uint8)
+
+
+@given(
+    st.integers(0, 50), st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(1, 20)))
+)
+def test_it_never_holds_more_than_its_budget_and_drops_the_least_recently_used(
+    budget: int, steps: list[tuple[bool, int, int]]
+) -> None:
+    cache = ChunkCache(budget)
+    model: dict[int, int] = {}  # in the order of use
+    for put, key, nbytes in steps:
+        if put:
+            cache.put(key, chunk(nbytes))
+            if nbytes <= budget:
+                model.pop(key, None)
+                model[key] = nbytes
+                while sum(model.values()) > budget:
+                    del model[next(iter(model))]
+        else:
+            held = cache.get(key)
+            assert (held is not None) == (key in model)
+            if held is not None:
+                assert held.nbytes == model[key]
+                model[key] = model.pop(key)
+        assert cache.nbytes == sum(model.values()) <= budget
+
+
+def test_what_it_holds_cannot_be_written_to() -> None:
+    cache = ChunkCache(100)
+    cache.put(1, chunk(10))
+    assert not cache.get(1).flags.writeable
+
+
+def test_a_chunk_is_rented_until_that_has_cost_as_much_as_buying_it() -> None:
+    cache = ChunkCache(1000)
+    cache.put("other", chunk(950))  # no room is left
+    assert [cache.rent("a", 30, 100) for _ in range(4)] == [True, True, True, False]
+    cache.put("a", chunk(100))
+    cache.put("other", chunk(950))
+    assert cache.rent("a", 30, 100)  # forgotten: it counts from the beginning
+
+
+def test_while_there_is_room_a_chunk_is_bought_sooner() -> None:
+    cache = ChunkCache(1000)
+    assert [cache.rent("a", 10, 100) for _ in range(3)] == [True, True, False]
+
+
+def test_what_no_budget_could_hold_is_rented_for_ever() -> None:
+    cache = ChunkCache(99)
+    assert all(cache.rent("a", 60, 100) for _ in range(10))
+
+
+def test_only_what_was_rented_lately_is_remembered() -> None:
+    cache = ChunkCache(1000)
+    cache.put("other", chunk(950))
+    for number in range(100):
+        assert cache.rent(number, 90, 100)
+    assert cache.rent(0, 90, 100)
+    assert not cache.rent(99, 90, 100)
+
+
+def test_a_chunk_on_its_way_is_waited_for_and_prepared_once() -> None:
+    cache = ChunkCache(100)
+    go = threading.Event()
+    starts = []
+
+    def make() -> np.ndarray:
+        go.wait()
+        return chunk(10)
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def start() -> Future:
+            starts.append(1)
+            return pool.submit(make)
+
+        cache.prepare("a", start)
+        cache.prepare("a", start)
+        threading.Timer(0.05, go.set).start()
+        assert cache.get("a").nbytes == 10
+    cache.prepare("a", start)
+    assert len(starts) == 1 and cache.nbytes == 10
+
+
+def test_one_that_fails_on_its_way_is_not_held() -> None:
+    cache = ChunkCache(100)
+    with ThreadPoolExecutor(1) as pool:
+        cache.prepare("a", lambda: pool.submit(lambda: 1 / 0))
+        assert cache.get("a") is None
+    assert cache.get("a") is None and cache.nbytes == 0
+
+
+def test_clear_drops_everything() -> None:
+    cache = ChunkCache(100)
+    cache.put(1, chunk(10))
+    cache.rent(2, 20, 100)
+    cache.clear()
+    assert cache.get(1) is None and cache.nbytes == 0 and cache.rent(2, 20, 100)
+    assert repr(cache) == "<ChunkCache 0 of 100 bytes, 0 hits, 1 misses>"
