@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raggedstore as rs
-from raggedstore.indexing import as_position, as_positions, is_single
+from raggedstore.indexing import as_position, as_positions, is_single, stable_order
 from tests import strategies
 from tests.model import at
 
@@ -49,3 +49,9 @@ def test_far_out_of_range_says_so(key: Any) -> None:
 def test_unsigned_and_zero_dimensional_indices_count_as_integers() -> None:
     assert as_positions(np.array([4, 0], np.uint8), 5).tolist() == [4, 0]
     assert as_position(np.array(-1), 5) == 4
+
+
+@given(st.lists(st.one_of(st.integers(0, 9), st.integers(0, 2**62)), max_size=200))
+def test_stable_order_is_numpys_stable_order(keys: list[int]) -> None:
+    array = np.array(keys, np.int64)
+    assert stable_order(array).tolist() == np.argsort(array, kind="stable").tolist()

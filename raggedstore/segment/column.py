@@ -82,8 +82,7 @@ class ColumnReader:
 
     def _decode(self, number: int, out: Bytes) -> None:
         offset, size, digest = self.dataset.entries[number].tolist()
-        stored = self._context.scratch("stored", size).data
-        self._data.read_into(offset, stored)
+        stored = self._data.borrow(offset, size, self._stored)
         where = f"{self.dataset.column.name} chunk {number}"
         if self._check and checksum(stored) != digest:
             raise CorruptionError(f"{where}: the checksum does not hold")
@@ -215,6 +214,9 @@ class ColumnReader:
                         f"{self.dataset.column.name} chunk {int(chunk[i])}: "
                         f"the checksum of block {int(block[i])} does not hold"
                     )
+
+    def _stored(self, nbytes: int) -> memoryview:
+        return self._context.scratch("stored", nbytes).data
 
     def scratch(self, nbytes: int) -> Bytes:
         """Memory of this thread's own to decode into, until it asks again."""

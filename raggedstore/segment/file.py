@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raggedstore.errors import CorruptionError, StorageError
@@ -116,6 +116,14 @@ class FileBytes:
         if len(piece) != size:
             raise CorruptionError(f"{self.path}: ends before byte {offset + size}")
         return piece
+
+    def borrow(self, offset: int, size: int, scratch: Callable[[int], memoryview]) -> memoryview:
+        """As `read`, in memory that `scratch` gives; what is in memory already is not copied."""
+        if self._whole is not None:
+            return self.read(offset, size)
+        out = scratch(size)
+        self.read_into(offset, out)
+        return out
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `offset`; CorruptionError where the file ends before."""

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from raggedstore.batch import copy_ranges, expand_ranges, offsets_of
 from raggedstore.errors import CorruptionError
+from raggedstore.indexing import stable_order
 
 __all__ = ["ChunkSource", "gather"]
 
@@ -37,7 +38,7 @@ Bytes = npt.NDArray[np.uint8]
 _TINY = 64
 #: Bytes of blocks that are decoded in one call: more than makes up for the call, and few enough
 #: to stay in the processor's cache until they are copied.
-_JOB = 2**19
+_JOB = 2**20
 #: A chunk up to this size is kept even when it is wanted whole: a store of many small segments
 #: is made of such, and would decode them again and again.
 _TRIFLE = 2**14
@@ -108,18 +109,6 @@ def cut_at_chunks(starts: Int64s, stops: Int64s, chunk_rows: int) -> _Pieces:
     return _Pieces(chunks, low - chunks * chunk_rows, high - low, offsets_of(high - low)[:-1])
 
 
-def order_of(keys: Int64s) -> Int64s | None:
-    """The stable order of non-negative `keys`, by radix; None where they are sorted already."""
-    if (keys[1:] >= keys[:-1]).all():
-        return None
-    order = np.argsort(keys.astype(np.uint16), kind="stable")  # NumPy sorts 16 bits by radix
-    high = keys >> 16
-    while high.any():
-        order = order[np.argsort(high[order].astype(np.uint16), kind="stable")]
-        high >>= 16
-    return order
-
-
 def gather(
     starts: Int64s,
     stops: Int64s,
@@ -147,7 +136,7 @@ def gather(
     if source.block_nbytes:
         chunk_nbytes = source.chunk_rows * source.row_nbytes
         keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
-    order = order_of(keys) if len(keys) > 1 else None
+    order = None if (keys[1:] >= keys[:-1]).all() else stable_order(keys)
     if out.nbytes <= _THREADED:
         pool = None
     if order is None:

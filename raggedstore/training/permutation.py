@@ -2,7 +2,7 @@
 
 Two ways, by size:
 
-up to 2**20     uniform: random 64-bit keys are sorted, and the order kept as an array;
+up to 2**20     uniform: random keys of 48 bits are sorted, and the order kept as an array;
 above           a keyed Feistel network, which computes each value when it is asked for and keeps
                 nothing per sample.
 
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
+from raggedstore.indexing import stable_order
 
 __all__ = ["Permutation", "check_seed", "derive_key"]
 
@@ -138,16 +139,12 @@ def _below(half: Key, key: np.uint64, limit: np.uint64) -> Key:
 
 
 def _uniform(n: int, bits: np.random.Philox) -> Int64s:
-    """The order of `n` random keys; each carries its index in its low bits, so one sort does."""
-    width = np.uint64(max(n - 1, 0).bit_length())
-    places = np.arange(n, dtype=np.uint64)
+    """The order of `n` random keys of 48 bits."""
     while True:
-        keys = bits.random_raw(n) >> width << width if n else places
-        keys |= places
-        keys.sort()
-        high = keys >> width
+        keys = (bits.random_raw(n) >> np.uint64(16)).astype(np.int64) if n else np.zeros(0, int)
+        order = stable_order(keys)
+        ranked = keys[order]
         # Equal keys would come in the order of their indices. Without any, each order is as
-        # likely as another; 2**20 keys have a pair once in 30 times.
-        if not (high[1:] == high[:-1]).any():
-            break
-    return (keys & ((np.uint64(1) << width) - np.uint64(1))).astype(np.int64)
+        # likely as another; 2**20 keys have a pair once in 500 times.
+        if not (ranked[1:] == ranked[:-1]).any():
+            return order

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 import raggedstore as rs
-from raggedstore.cli import cli, main
+from raggedstore.cli import cli
 
 rng = np.random.default_rng(0)
 LENGTHS = [5, 0, 17, 100]
@@ -38,16 +38,6 @@ def corpus(tmp_path):
             if i == 1:
                 writer.commit()
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 def test_info_says_what_the_store_is(corpus, run):
