@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from raggedstore import training
 from raggedstore.arrays import MemorySwapper, RaggedEArray, RaggedVLArray
 from raggedstore.batch import RaggedBatch
 from raggedstore.errors import (
@@ -61,4 +62,5 @@ __all__ = [
     "concat",
     "create",
     "open",
+    "training",
 ]

@@ -23,7 +23,7 @@ from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
 from raggedstore.layout import DATA, SCHEMA_ATTRIBUTE, SHAPE, SPAN, Column, columns_of
 from raggedstore.schema import Field, Schema
 from raggedstore.segment.blocks import BlockTable, blocks_of
-from raggedstore.segment.codec import decode_blosc
+from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_bounds
 
@@ -196,17 +196,17 @@ def _dataset(
             raise FormatError(f"{where}: chunks of {chunk_rows} rows are too large")
         if rows > max(len(data), 1) * 2**16 // row_nbytes:
             raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
-        entries = _chunk_entries(node, rows, chunk_rows)
-        if entries is not None:
+        found = _chunk_entries(node, rows, chunk_rows)
+        filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
+        decode = _DECODERS.get(tuple(filters))
+        if found is not None and decode is not None:
+            entries, skipped = found
             check_bounds(entries, len(data), name)
-            filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
-            if filters == [BLOSC2]:
+            if filters == [BLOSC2] and not skipped.any():
                 blocks = _blocks(entries, chunk_rows * row_nbytes, data)
                 return DatasetTable(column, rows, chunk_rows, entries, blocks)
-            if filters == [BLOSC]:
-                return DatasetTable(column, rows, chunk_rows, entries, source=_stored(decode_blosc))
-            if not filters:
-                return DatasetTable(column, rows, chunk_rows, entries, source=_stored(_copy))
+            source = _stored(decode, skipped)
+            return DatasetTable(column, rows, chunk_rows, entries, source=source)
     elif rows > max(len(data), 1) * 2**16 // row_nbytes:
         raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
     else:
@@ -217,22 +217,24 @@ def _dataset(
     )
 
 
-def _chunk_entries(node: Any, rows: int, chunk_rows: int) -> npt.NDArray[Any] | None:
-    """Where every chunk lies; None where one is not there or skips a filter."""
+def _chunk_entries(
+    node: Any, rows: int, chunk_rows: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]] | None:
+    """Where every chunk lies, and whether it skips a filter; None where one is not there."""
     count = -(-rows // chunk_rows)
     if node.id.get_num_chunks() < count:
         return None
     entries = np.zeros(count, ENTRY)
-    found = np.zeros(count, bool)
+    found, skipped = np.zeros(count, bool), np.zeros(count, bool)
     for i in range(node.id.get_num_chunks()):
         info = node.id.get_chunk_info(i)
         number = int(info.chunk_offset[0]) // chunk_rows
-        if info.filter_mask:
-            return None
         if number < count:
+            # HDF5 stores a chunk as it is where an optional filter could make nothing of it.
+            skipped[number] = bool(info.filter_mask)
             entries[number] = (info.byte_offset, info.size, 0)
             found[number] = True
-    return entries if found.all() else None
+    return (entries, skipped) if found.all() else None
 
 
 def _blocks(entries: npt.NDArray[Any], chunk_nbytes: int, data: FileBytes) -> BlockTable | None:
@@ -244,18 +246,27 @@ def _blocks(entries: npt.NDArray[Any], chunk_nbytes: int, data: FileBytes) -> Bl
     return BlockTable.of(found, chunk_nbytes)
 
 
+Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], None]
 Source = Callable[[int, memoryview, npt.NDArray[np.uint8]], None]
 
 
-def _stored(decode: Callable[[memoryview, npt.NDArray[np.uint8]], None]) -> Source:
-    """A source that decodes a chunk from its stored bytes alone."""
-    return lambda number, stored, out: decode(stored, out)
+def _stored(decode: Decoder, skipped: npt.NDArray[np.bool_]) -> Source:
+    """A source that decodes a chunk, unless its only filter was skipped, from its stored bytes."""
+    return lambda number, stored, out: (_copy if skipped[number] else decode)(stored, out)
 
 
 def _copy(stored: memoryview, out: npt.NDArray[np.uint8]) -> None:
     if len(stored) != out.nbytes:
         raise CorruptionError(f"{len(stored)} stored bytes where {out.nbytes} belong")
     out[:] = np.frombuffer(stored, np.uint8)
+
+
+#: Pipelines that are decoded here, each of one filter at most.
+_DECODERS: dict[tuple[int, ...], Decoder] = {
+    (): _copy,
+    (BLOSC,): decode_blosc,
+    (BLOSC2,): decode_frame,
+}
 
 
 def _by_parser(node: Any, chunk_rows: int, lock: threading.Lock) -> Source:
