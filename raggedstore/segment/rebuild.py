@@ -5,8 +5,9 @@ which is pure Python: no libhdf5, whose faults a stranger's file could reach, an
 which unpickles what it finds in attributes. What the file says is then held to the same rules
 as any .idx: every chunk inside the file, sizes bounded, ranks and types as they must be.
 
-Blosc, Blosc2 and unfiltered chunks are decoded by our own reader. Any other filter that pyfive
-knows (deflate, shuffle, fletcher32, …) is decoded by it, a run of rows at a time.
+Blosc, Blosc2 and unfiltered chunks are decoded by our own reader. Deflate, shuffle and fletcher32
+are decoded by pyfive, a run of rows at a time; any other filter by libhdf5, in a process of its
+own (`foreign.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from raggedstore.schema import Field, Schema
 from raggedstore.segment.blocks import BlockTable, blocks_of
 from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
+from raggedstore.segment.foreign import ForeignDataset
 from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_bounds
 
 __all__ = ["rebuild_table"]
 
 BLOSC, BLOSC2 = 32001, 32026
+_PARSED = frozenset({1, 2, 3})  # deflate, shuffle, fletcher32: what pyfive decodes by itself
 _HEAD_BYTES = 2**13  # where a chunk of up to some 2,000 blocks says where they lie
 _RUN_BYTES = 2**20  # of rows that are read together from a dataset without chunks of its own
 MAX_CHUNK_BYTES = 2**31 - 1
@@ -212,9 +215,12 @@ def _dataset(
     else:
         chunk_rows = max(_RUN_BYTES // row_nbytes, 1)
     entries = np.zeros(-(-rows // chunk_rows), ENTRY)
-    return DatasetTable(
-        column, rows, chunk_rows, entries, source=_by_parser(node, chunk_rows, lock)
-    )
+    filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
+    if _PARSED.issuperset(filters):
+        source = _by_parser(node, chunk_rows, lock)
+    else:
+        source = _by_libhdf5(ForeignDataset(data.path, node.name), rows, chunk_rows)
+    return DatasetTable(column, rows, chunk_rows, entries, source=source)
 
 
 def _chunk_entries(
@@ -284,5 +290,15 @@ def _by_parser(node: Any, chunk_rows: int, lock: threading.Lock) -> Source:
             raise CorruptionError(f"{raw.nbytes} bytes where {out.nbytes} belong")
         out[: raw.nbytes] = raw
         out[raw.nbytes :] = 0
+
+    return read
+
+
+def _by_libhdf5(dataset: ForeignDataset, rows: int, chunk_rows: int) -> Source:
+    """A source that has libhdf5 read a run of rows."""
+
+    def read(number: int, stored: memoryview, out: npt.NDArray[np.uint8]) -> None:
+        start = number * chunk_rows
+        dataset.read_into(start, min(start + chunk_rows, rows), out)
 
     return read
