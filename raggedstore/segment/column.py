@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class ColumnReader:
         self._context = context
         self._check = context.checksums and checksums
         self._next = -1  # the row after the last that was read
+        self._prepared = -1  # the last chunk that was read ahead
 
     # Chunks
 
@@ -158,17 +160,14 @@ class ColumnReader:
         raw = table.raw[chunk]
         if not raw.any():
             self._decode_compressed(chunk, block, out)
-            return
-        size = table.nbytes
-        for i in np.flatnonzero(raw).tolist():
-            one = slice(i, i + 1)
-            begin = self._begin(chunk[one], block[one])
-            self._read_blocks(chunk[one], block[one], begin, out[i * size : (i + 1) * size])
-        left = np.flatnonzero(~raw)
-        if len(left):
-            decoded = np.empty(len(left) * size, np.uint8)
-            self._decode_compressed(chunk[left], block[left], decoded)
-            out.reshape(-1, size)[left] = decoded.reshape(-1, size)
+        elif raw.all():
+            self._read_blocks(chunk, block, self._begin(chunk, block), out)
+        else:
+            each = out.reshape(-1, table.nbytes)
+            for which in (raw, ~raw):
+                part = np.empty(int(which.sum()) * table.nbytes, np.uint8)
+                self._decode_blocks(blocks[which], part)
+                each[which] = part.reshape(-1, table.nbytes)
 
     def _begin(self, chunk: Int64s, block: Int64s) -> Int64s:
         """Where blocks begin in the stored bytes of their chunks."""
@@ -230,12 +229,9 @@ class ColumnReader:
         out = np.empty((total, *self._row_shape), self._dtype)
         context = self._context
         gather(starts, stops, out, self, context.pool, context.threads)
-        if len(starts):
+        if total:
             first, last = int(starts[0]), int(stops[-1])
-            sequential = first == self._next and total == last - first
-            self._next = last
-            if sequential and 0 < out.nbytes < _AHEAD_BELOW:
-                self._read_ahead(last, total)
+            self._went_on(first if total == last - first else -2, last)
         return out
 
     def row(self, number: int) -> Any:
@@ -243,11 +239,8 @@ class ColumnReader:
         chunk, at = divmod(number, self.chunk_rows)
         rows = self.cached(chunk)
         if rows is None:
-            where = np.array([number], np.int64)
-            return self.read(where, where + 1)[0]
-        if number == self._next:
-            self._read_ahead(number + 1, 1)
-        self._next = number + 1
+            return self._some(number, number + 1)[0]
+        self._went_on(number, number + 1)
         return rows[at].copy()
 
     def run(self, start: int, stop: int) -> npt.NDArray[Any]:
@@ -256,24 +249,60 @@ class ColumnReader:
         high = low + stop - start
         rows = self.cached(chunk) if high <= self.chunk_rows else None
         if rows is None:
-            return self.read(np.array([start], np.int64), np.array([stop], np.int64))
-        if start == self._next:
-            self._read_ahead(stop, stop - start)
-        self._next = stop
+            return self._some(start, stop)
+        self._went_on(start, stop)
         copied: npt.NDArray[Any] = rows[low:high].copy()
         return copied
 
+    def _some(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """As `read` of one range; what a few blocks of one chunk hold without its planning."""
+        chunk, low = divmod(start, self.chunk_rows)
+        first = low * self.row_nbytes // max(self.block_nbytes, 1)
+        last = ((low + stop - start) * self.row_nbytes - 1) // max(self.block_nbytes, 1)
+        count = last - first + 1
+        if (
+            self.block_nbytes
+            and stop > start
+            and 4 * count <= 3 * self._per_chunk
+            and last < self._per_chunk
+        ):
+            if not self.rent(chunk, count * self.block_nbytes):
+                with suppress(CorruptionError):  # what is wanted may lie in blocks that are whole
+                    rows = self.fetch(chunk)[low : low + stop - start].copy()
+                    self._went_on(start, stop)
+                    return rows
+            decoded = self._context.scratch("decoded", count * self.block_nbytes)
+            block = chunk * self._per_chunk + first
+            self.decode_blocks(np.arange(block, block + count), decoded)
+            self._went_on(start, stop)
+            at = low * self.row_nbytes - first * self.block_nbytes
+            raw = decoded[at : at + (stop - start) * self.row_nbytes].copy()
+            return self._view(raw)
+        return self.read(np.array([start], np.int64), np.array([stop], np.int64))
+
+    def _went_on(self, start: int, stop: int) -> None:
+        """Note where a reader has come to; a sequential one has more decoded in the background."""
+        sequential = start == self._next
+        self._next = stop
+        if not sequential:
+            self._prepared = -1
+        elif (stop - start) * self.row_nbytes < _AHEAD_BELOW:
+            self._read_ahead(stop, stop - start)
+
     def _read_ahead(self, row: int, rows: int) -> None:
-        """Have the chunks that a sequential reader comes to next decoded in the background."""
-        context = self._context
-        chunk_nbytes = self.chunk_rows * self.row_nbytes
-        first = (row + rows - 1) // self.chunk_rows
-        last = min((row + 2 * rows - 1) // self.chunk_rows, len(self.dataset.entries) - 1)
-        last = min(last, first + context.budget // 4 // max(chunk_nbytes, 1) - 1)
-        if first > last or context.pool is None:
+        """Have the chunks prepared that hold as many rows again after `row`, twice, or half one."""
+        last = (row + max(2 * rows, self.chunk_rows // 2) - 1) // self.chunk_rows
+        if last <= self._prepared:
             return
-        for number in range(row // self.chunk_rows, last + 1):
-            context.cache.prepare((*self._key, number), lambda n=number: self._ahead(n))  # type: ignore[misc]
+        context = self._context
+        first = max(row // self.chunk_rows, self._prepared + 1)
+        room = context.budget // 4 // max(self.chunk_rows * self.row_nbytes, 1)
+        last = min(last, first + room - 1, len(self.dataset.entries) - 1)
+        self._prepared = max(last, self._prepared)
+        if context.pool is None:
+            return
+        for number in range(first, last + 1):
+            context.cache.prepare((*self._key, number), partial(self._ahead, number))
 
     def _ahead(self, number: int) -> Future[Bytes] | None:
         pool = self._context.pool

@@ -36,9 +36,9 @@ Bytes = npt.NDArray[np.uint8]
 
 #: Pieces shorter than this many rows on average are copied together by index.
 _TINY = 64
-#: Bytes of blocks that are decoded in one call: more than makes up for the call, and few enough
-#: to stay in the processor's cache until they are copied.
-_JOB = 2**20
+#: Bytes of blocks that are decoded in one call: what Python does for each call is little beside
+#: it then, and there are calls enough to share among threads.
+_JOB = 2**21
 #: A chunk up to this size is kept even when it is wanted whole: a store of many small segments
 #: is made of such, and would decode them again and again.
 _TRIFLE = 2**14

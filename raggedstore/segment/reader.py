@@ -105,7 +105,7 @@ class SegmentReader:
         else:
             shapes = self.rows(name, SHAPE, positions, positions + 1).astype(np.int64, copy=False)
         limit = self.table.datasets[name][DATA].rows
-        bad = bad_spans(spec, spans, shapes, limit)
+        bad = outside(spans, limit) if spec.is_vector else bad_spans(spec, spans, shapes, limit)
         if bad.any():
             i = int(np.argmax(bad))
             raise CorruptionError(
@@ -168,18 +168,21 @@ def _shape_fits(spec: Field, shape: list[int], count: int) -> bool:
     )
 
 
+def outside(spans: Int64s, limit: int) -> npt.NDArray[np.bool_]:
+    """(k,) True where start and stop are no part of `limit` values."""
+    starts, stops = spans[:, 0], spans[:, 1]
+    return (starts < 0) | (stops < starts) | (stops > limit)
+
+
 def bad_spans(spec: Field, spans: Int64s, shapes: Int64s, limit: int) -> npt.NDArray[np.bool_]:
     """(k,) True where start, stop and shape cannot be those of a sample of `spec`."""
-    starts, stops = spans[:, 0], spans[:, 1]
     # Products of lying shapes may wrap around int64; as floats they can only be far off.
     approximate = shapes.astype(np.float64).prod(axis=1)
     bad: npt.NDArray[np.bool_] = (
-        (starts < 0)
-        | (stops < starts)
-        | (stops > limit)
+        outside(spans, limit)
         | (shapes < 0).any(axis=1)
         | (approximate > 2.0**62)
-        | (shapes.prod(axis=1) != stops - starts)
+        | (shapes.prod(axis=1) != spans[:, 1] - spans[:, 0])
     )
     for axis, size in enumerate(spec.shape):
         if size is not None:

@@ -9,7 +9,7 @@ the bytes that its result will take, so that it can be done in turn or ahead (`a
                                                                 while the one before is handed over)
 
 A read is decoded by one call for each field, which sorts it by chunk and decodes in as many
-threads as there are cores. Reads and pieces are as many whole batches as make about 8 MiB: little
+threads as there are cores. Reads and pieces are as many whole batches as make about 16 MiB: little
 enough to hold several, large enough that what is done per read costs nothing.
 """
 
@@ -37,7 +37,7 @@ from raggedstore.units import format_bytes, parse_bytes
 
 __all__ = ["Loader"]
 
-_READ_BYTES = 2**23
+_READ_BYTES = 2**24
 #: The most samples in a read: so many that arrays of an int64 each stay in the cache.
 _READ_SAMPLES = 2**16
 #: Of half the memory for windows, how much a window is planned to take: its samples may be larger
@@ -74,7 +74,7 @@ class Loader:
     where
         A boolean mask or positions of the samples to take part, by default all.
     prefetch
-        How many reads (of some 8 MiB, or one batch where that is more) to make ready while the
+        How many reads (of some 16 MiB, or one batch where that is more) to make ready while the
         loop is at one. With 0 all is read by the loop itself, without a thread.
     budget
         Bytes of decoded data that an iteration may hold, besides what `samples` keeps for itself:
