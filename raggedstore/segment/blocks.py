@@ -30,6 +30,7 @@ __all__ = [
     "BlockTable",
     "ChunkBlocks",
     "assemble",
+    "assemble_run",
     "assembled_size",
     "block_checksum",
     "blocks_of",
@@ -199,12 +200,22 @@ def assemble(
     return chunk
 
 
-def decode_assembled(chunk: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+def assemble_run(header: bytes, block: int, edges: list[int], chunk: memoryview) -> None:
+    """As `assemble`, of blocks side by side in one chunk, given their (k + 1) `edges` in it."""
+    count = len(edges) - 1
+    first = HEADER + 4 * count
+    chunk[:HEADER] = header
+    struct.pack_into("<iii", chunk, 4, count * block, block, len(chunk))
+    shift = first - edges[0]
+    struct.pack_into(f"<{count}i", chunk, HEADER, *(edge + shift for edge in edges[:-1]))
+
+
+def decode_assembled(chunk: memoryview, out: npt.NDArray[np.uint8]) -> None:
     """Decode a chunk that `assemble` began and whose blocks were put in, into `out`."""
-    (nbytes,) = struct.unpack_from("<i", chunk.data, 4)
+    (nbytes,) = struct.unpack_from("<i", chunk, 4)
     if nbytes != out.nbytes:
         raise CorruptionError(f"blocks of {nbytes} bytes where {out.nbytes} belong")
     try:
-        blosc2.decompress2(chunk.data, dst=out, nthreads=1)
+        blosc2.decompress2(chunk, dst=out, nthreads=1)
     except (RuntimeError, ValueError) as error:
         raise CorruptionError(f"Blosc2 could not decode blocks: {error}") from None

@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError
-from raggedstore.segment.blocks import assemble, assembled_size, block_checksum, decode_assembled
+from raggedstore.segment.blocks import HEADER as BLOCK_HEADER
+from raggedstore.segment.blocks import (
+    assemble,
+    assemble_run,
+    assembled_size,
+    block_checksum,
+    decode_assembled,
+)
 from raggedstore.segment.codec import decode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
@@ -187,7 +194,7 @@ class ColumnReader:
             self._context.scratch("stored", assembled_size(sizes)),
         )
         self._read_blocks(chunk, block, begin, assembled[len(assembled) - int(sizes.sum()) :])
-        decode_assembled(assembled, out)
+        decode_assembled(assembled.data, out)
 
     def _read_blocks(self, chunk: Int64s, block: Int64s, begin: Int64s, out: Bytes) -> None:
         """The stored bytes of blocks, neighbours read together, their checksums verified."""
@@ -209,10 +216,32 @@ class ColumnReader:
             expected = table.checks[chunk, block].tolist()
             for i, (a, b) in enumerate(itertools.pairwise(at)):
                 if block_checksum(into[a:b]) != expected[i]:
-                    raise CorruptionError(
-                        f"{self.dataset.column.name} chunk {int(chunk[i])}: "
-                        f"the checksum of block {int(block[i])} does not hold"
-                    )
+                    raise _bad_block(self.dataset.column.name, int(chunk[i]), int(block[i]))
+
+    def _decode_run(self, chunk: int, first: int, count: int, out: Bytes) -> None:
+        """As `_decode_blocks`, of `count` blocks of one chunk from `first`, in plain numbers."""
+        table = self.dataset.blocks
+        assert table is not None
+        edges: list[int] = table.edges[chunk, first : first + count + 1].tolist()
+        raw = int(table.edges[chunk, 0]) >= 2**31
+        edges[0] &= 2**31 - 1
+        offset = int(self.dataset.entries["offset"][chunk]) + edges[0]
+        size = edges[-1] - edges[0]
+        if raw:
+            whole = stored = out.data
+        else:
+            head = BLOCK_HEADER + 4 * count
+            whole = self._stored(head + size)
+            stored = whole[head:]
+            assemble_run(table.header, table.nbytes, edges, whole)
+        self._data.read_into(offset, stored)
+        if self._check:
+            expected = table.checks[chunk, first : first + count].tolist()
+            for i, (a, b) in enumerate(itertools.pairwise(edges)):
+                if block_checksum(stored[a - edges[0] : b - edges[0]]) != expected[i]:
+                    raise _bad_block(self.dataset.column.name, chunk, first + i)
+        if not raw:
+            decode_assembled(whole, out)
 
     def _stored(self, nbytes: int) -> memoryview:
         return self._context.scratch("stored", nbytes).data
@@ -272,8 +301,10 @@ class ColumnReader:
                     self._went_on(start, stop)
                     return rows
             decoded = self._context.scratch("decoded", count * self.block_nbytes)
-            block = chunk * self._per_chunk + first
-            self.decode_blocks(np.arange(block, block + count), decoded)
+            try:
+                self._decode_run(chunk, first, count, decoded)
+            except CorruptionError as error:
+                raise CorruptionError(f"{self._where}: {error}") from None
             self._went_on(start, stop)
             at = low * self.row_nbytes - first * self.block_nbytes
             raw = decoded[at : at + (stop - start) * self.row_nbytes].copy()
@@ -315,3 +346,7 @@ class ColumnReader:
             return raw
 
         return pool.submit(decode)
+
+
+def _bad_block(column: str, chunk: int, block: int) -> CorruptionError:
+    return CorruptionError(f"{column} chunk {chunk}: the checksum of block {block} does not hold")

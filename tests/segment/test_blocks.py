@@ -58,7 +58,7 @@ def test_any_blocks_of_any_chunks_decode_in_one_call(
     assembled = begun(blocks[0].header, size, sizes)
     assembled[len(assembled) - sizes.sum() :] = np.frombuffer(b"".join(stored), np.uint8)
     out = np.empty(len(wanted) * size, np.uint8)
-    decode_assembled(assembled, out)
+    decode_assembled(assembled.data, out)
 
     want = b"".join(raws[c].tobytes()[b * size : (b + 1) * size] for c, b in wanted)
     assert out.tobytes() == want
@@ -124,7 +124,7 @@ def test_damaged_blocks_are_an_error_or_other_values_and_never_a_crash() -> None
         assembled[len(assembled) - len(body) :] = body
         assembled[len(assembled) - len(body) + i] ^= 255
         try:
-            decode_assembled(assembled, out)
+            decode_assembled(assembled.data, out)
         except rs.CorruptionError:
             continue
 
@@ -154,4 +154,4 @@ def test_blocks_of_more_than_a_chunk_can_hold_are_refused() -> None:
     chunk_of_two = begun(bytes(32), 100, np.array([5, 5]))
     assert struct.unpack_from("<iii", chunk_of_two, 4) == (200, 100, 32 + 8 + 10)
     with pytest.raises(rs.CorruptionError, match="200 bytes where 100"):
-        decode_assembled(chunk_of_two, np.empty(100, np.uint8))
+        decode_assembled(chunk_of_two.data, np.empty(100, np.uint8))
