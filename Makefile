@@ -1,31 +1,43 @@
 # make test     set up .venv once and run the tests       PYTEST_ARGS="-k swapper -x" narrows them
 # make demo     speech, text and images to stores and into a small model; pictures in demo/out
+# make bench    raggedstore beside its peers on real data; figures and a plot in .bench
 # make lint     ruff and mypy
 # make format   ruff, rewriting files
 # make clean    remove .venv, caches and the demo's output
 #
 # PYTHON picks the interpreter (3.11 or newer).  TORCH_INDEX, where set, is the package index that
 # `make demo` takes PyTorch from: set it to PyTorch's CPU index to do without the CUDA packages.
+# CORPORA is the folder of .npz files that `make bench` runs on; where it has none
+# they are made (430 MB, from Debian packages), and BENCH_ARGS go to benchmarks/run.py.
 
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+CORPORA ?= .bench/corpora
+BENCH_ARGS ?= --runs 5
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 INSTALLED_DEMO := $(VENV)/installed-demo
+INSTALLED_BENCH := $(VENV)/installed-bench
 SOURCES := $(wildcard raggedstore tests examples benchmarks demo tools)
 
-.PHONY: test demo lint format clean
+.PHONY: test demo bench lint format clean
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(INSTALLED_DEMO)
 	$(BIN)/python demo/demo.py
+
+bench: $(INSTALLED_BENCH)
+	@mkdir -p .bench
+	test -n "$(wildcard $(CORPORA)/*.npz)" || $(BIN)/python benchmarks/make_corpora.py $(CORPORA)
+	$(BIN)/python benchmarks/run.py $(CORPORA)/*.npz $(BENCH_ARGS) \
+		--json .bench/results.json --plot .bench/results.png
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
@@ -51,6 +63,10 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 $(INSTALLED_DEMO): pyproject.toml $(INSTALLED)
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+$(INSTALLED_BENCH): pyproject.toml $(INSTALLED)
+	$(PIP) install --quiet --editable '.[bench]'
 	@touch $@
 
 clean:
