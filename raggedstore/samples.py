@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import memory
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
 from raggedstore.indexing import Positions, as_position, as_positions, is_single
@@ -398,8 +399,10 @@ def read_parts(
             np.empty(0, field.dtype), offsets_of(none), np.empty((0, field.ndim), np.int64)
         )
     sizes = np.concatenate([np.diff(piece.offsets) for piece in pieces])
+    values = memory.empty((int(sizes.sum()),), field.dtype)
+    np.concatenate([piece.values for piece in pieces], out=values)
     batch = RaggedBatch.trusted(
-        np.concatenate([piece.values for piece in pieces], dtype=field.dtype),
+        values,
         offsets_of(sizes),
         np.concatenate([piece.shapes for piece in pieces]),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import memory
 from raggedstore.errors import CorruptionError
 from raggedstore.segment.blocks import HEADER as BLOCK_HEADER
 from raggedstore.segment.blocks import (
@@ -255,7 +256,7 @@ class ColumnReader:
     def read(self, starts: Int64s, stops: Int64s) -> npt.NDArray[Any]:
         """The rows in ``[starts, stops)``, one range after another."""
         total = int((stops - starts).sum())
-        out = np.empty((total, *self._row_shape), self._dtype)
+        out = memory.empty((total, *self._row_shape), self._dtype)
         context = self._context
         gather(starts, stops, out, self, context.pool, context.threads)
         if total:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import memory
 from raggedstore.batch import offsets_of
 from raggedstore.errors import UsageError
 from raggedstore.indexing import Positions
@@ -174,8 +175,8 @@ class Loader:
 
 def _iterate(loader: Loader, epoch: int) -> Generator[Any, None, None]:
     """The batches of an epoch."""
-    _keep_freed_memory()
     plan = _Plan(loader, epoch)
+    _keep_freed_memory(plan.target)
     lists = _results(plan.jobs(), count=loader.prefetch, limit=plan.limit)
     try:
         for batches in lists:
@@ -192,14 +193,14 @@ def _results(jobs: Jobs[T], *, count: int, limit: int) -> Ahead[T] | Generator[T
     return Ahead(jobs, count=count, limit=limit) if count else in_turn(jobs)
 
 
-def _keep_freed_memory() -> None:
+def _keep_freed_memory(read_bytes: int) -> None:
     """Have the C library reuse what reads free, rather than give it back and fault it in again.
 
     glibc keeps up to twice the largest block that it has seen freed, of at most 32 MiB. Until it
     has seen a large one, a third of the time of reading short samples goes into page faults. The
     block is never touched, so that it costs some microseconds and no memory.
     """
-    np.empty(2**25 - 2**14, np.uint8)
+    np.empty(min(read_bytes * 5 // 4, 2**25 - 2**14), np.uint8)
 
 
 class _Plan:
@@ -210,6 +211,11 @@ class _Plan:
         self._size, self._prefetch = loader.batch.size, loader.prefetch
         self._drop_last = loader.drop_last
         self._number = number
+        # Two windows for each field: the one that is handed over, and the next. Of reads and pieces
+        # those that are ready, the loop's, and the one that is being made.
+        fields = len(self._samples.schema)
+        self._windows_memory = memory.Recycler(2 * fields)
+        self._memory = memory.Recycler((loader.prefetch + 2) * fields)
         self._cutter = Cutter(self._size, loader._collate)
         #: Bytes of what is ready for the loop, and of windows besides.
         self.limit = loader.budget
@@ -217,7 +223,7 @@ class _Plan:
             self.limit = min((loader.prefetch + 1) * _READ_BYTES, loader.budget // 8)
         self._windows_limit = loader.budget - self.limit
         #: What a read or piece should take: so little that as many as may be ahead fit.
-        self._target = min(_READ_BYTES, self.limit // (loader.prefetch + 1))
+        self.target = min(_READ_BYTES, self.limit // (loader.prefetch + 1))
 
     def jobs(self) -> Jobs[_Batches]:
         """Jobs that make lists of batches."""
@@ -240,7 +246,7 @@ class _Plan:
 
     def _whole_batches(self, sample_bytes: float) -> int:
         """The samples in as many batches as make a read."""
-        samples = min(self._target / sample_bytes, _READ_SAMPLES)
+        samples = min(self.target / sample_bytes, _READ_SAMPLES)
         return self._size * max(1, int(samples / self._size))
 
     def _parts(self, sizes: Int64s, room: int, begun: int = 0) -> Iterator[tuple[int, int]]:
@@ -264,13 +270,14 @@ class _Plan:
         each = sizes.of(positions)
         total = int(each.sum())
         # What was planned by the average is cut up only where it turns out far from it.
-        room = 2 * self._target
+        room = 2 * self.target
         for start, stop in [(0, len(each))] if total <= room else self._parts(each, room):
             part = positions[start:stop]
             yield int(each[start:stop].sum()), partial(self._decode_and_cut, part)
 
     def _decode_and_cut(self, positions: Positions) -> _Batches:
-        decoded = columns.read(self._samples, positions)
+        with memory.recycled(self._memory):
+            decoded = columns.read(self._samples, positions)
         shown = columns.show(self._samples.schema, decoded)
         return self._cutter.feed(shown, len(positions))
 
@@ -283,7 +290,7 @@ class _Plan:
         done = 0
         try:
             for decoded, emission, each in windows:
-                for start, stop in self._parts(each, self._target, done % self._size):
+                for start, stop in self._parts(each, self.target, done % self._size):
                     nbytes = int(each[start:stop].sum())
                     yield nbytes, partial(self._take_and_cut, decoded, emission, start, stop)
                 done += len(each)
@@ -308,7 +315,8 @@ class _Plan:
 
     def _window(self, positions: Positions, emission: Int64s | None, each: Int64s) -> Job[_Decoded]:
         def decode() -> _Decoded:
-            return columns.read(self._samples, positions), emission, each
+            with memory.recycled(self._windows_memory):
+                return columns.read(self._samples, positions), emission, each
 
         return int(each.sum()), decode
 
@@ -318,5 +326,6 @@ class _Plan:
         if emission is None:
             taken = columns.span(decoded, start, stop)
         else:
-            taken = columns.take(decoded, emission[start:stop])
+            with memory.recycled(self._memory):
+                taken = columns.take(decoded, emission[start:stop])
         return self._cutter.feed(columns.show(self._samples.schema, taken), stop - start)
