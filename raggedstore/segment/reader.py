@@ -134,15 +134,16 @@ class SegmentReader:
         if not spec.is_ragged:
             return self.column(name, DATA).row(position)
         start, stop = self.column(name, SPAN).row(position).tolist()
-        if spec.is_vector:
-            shape = [stop - start]
-        else:
-            shape = self.column(name, SHAPE).row(position).tolist()
         data = self.column(name, DATA)
-        if not 0 <= start <= stop <= data.rows or not _shape_fits(spec, shape, stop - start):
+        fits = 0 <= start <= stop <= data.rows
+        shape: list[int] = []
+        if not spec.is_vector:
+            shape = self.column(name, SHAPE).row(position).tolist()
+            fits = fits and _shape_fits(spec, shape, stop - start)
+        if not fits:
             self.spans(name, np.array([position], np.int64))  # says what is wrong
         values = data.run(start, stop)
-        return values.reshape(shape) if len(shape) > 1 else values
+        return values.reshape(shape) if shape else values
 
     def windows(self, name: str, positions: Int64s, starts: Int64s, stops: Int64s) -> RaggedBatch:
         """Rows ``[start, stop)`` of the samples at `positions`, decoding only their chunks."""

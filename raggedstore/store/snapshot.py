@@ -81,6 +81,7 @@ class Snapshot(Samples):
         self.context = context
         self._pin = _pin(root, version)
         self.manifest: Manifest = manifest or load(root, version)
+        self._length = self.manifest.samples
         self._parts: Parts | None = None
 
     @property
@@ -88,7 +89,7 @@ class Snapshot(Samples):
         return self.manifest.schema
 
     def __len__(self) -> int:
-        return self.manifest.samples
+        return self._length
 
     def close(self) -> None:
         """Let go of the version and of decoded chunks."""
