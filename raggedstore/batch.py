@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import memory
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
 
@@ -175,7 +174,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         """The batch of the samples at the non-negative `positions`, copied."""
         starts, stops = self.offsets[:-1][positions], self.offsets[1:][positions]
         offsets = offsets_of(stops - starts)
-        values = memory.empty((int(offsets[-1]),), self.dtype)
+        values = np.empty(int(offsets[-1]), self.dtype)
         copy_ranges(self.values, starts, stops, offsets, values)
         return RaggedBatch.trusted(values, offsets, self.shapes[positions])
 

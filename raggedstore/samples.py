@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import memory
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
 from raggedstore.indexing import Positions, as_position, as_positions, is_single
@@ -103,6 +102,13 @@ class Samples(ABC):
         positions = None if indices is None else as_positions(indices, len(self))
         return Selection(self, positions, None if fields is None else tuple(fields))
 
+    def sizes(self, positions: Positions) -> npt.NDArray[np.int64]:
+        """(k,) bytes of the values of each of the samples at `positions`, no data read."""
+        sizes = np.zeros(len(positions), np.int64)
+        for name, field in self.schema.items():
+            sizes += self.read_shapes(name, positions).prod(axis=1) * field.dtype.itemsize
+        return sizes
+
     def blocks(
         self,
         positions: Positions,
@@ -113,11 +119,7 @@ class Samples(ABC):
         """`positions` in runs that decode to at most `max_bytes` (or are one sample each)."""
         for i in range(0, len(positions), max_samples):
             run = positions[i : i + max_samples]
-            sizes = np.zeros(len(run), np.int64)
-            for name, field in self.schema.items():
-                shapes = self.read_shapes(name, run)
-                sizes += shapes.prod(axis=1) * field.dtype.itemsize
-            total = offsets_of(sizes)
+            total = offsets_of(self.sizes(run))
             start = 0
             while start < len(run):
                 stop = int(np.searchsorted(total, total[start] + max_bytes, "right")) - 1
@@ -399,10 +401,8 @@ def read_parts(
             np.empty(0, field.dtype), offsets_of(none), np.empty((0, field.ndim), np.int64)
         )
     sizes = np.concatenate([np.diff(piece.offsets) for piece in pieces])
-    values = memory.empty((int(sizes.sum()),), field.dtype)
-    np.concatenate([piece.values for piece in pieces], out=values)
     batch = RaggedBatch.trusted(
-        values,
+        np.concatenate([piece.values for piece in pieces], dtype=field.dtype),
         offsets_of(sizes),
         np.concatenate([piece.shapes for piece in pieces]),
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 import raggedstore as rs
 from raggedstore.batch import RaggedBatch
@@ -145,20 +144,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _sizes(samples: Samples, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(k,) bytes of each sample."""
-    sizes = np.zeros(len(positions), np.int64)
-    for name, field in samples.schema.items():
-        sizes += samples.read_shapes(name, positions).prod(axis=1) * field.dtype.itemsize
-    return sizes
-
-
 def _first(samples: Samples, limit: int) -> tuple[int, int]:
     """How many of the first samples make up to `limit` bytes, and how many bytes they are."""
     count = nbytes = 0
     for start in range(0, len(samples), 2**16):
         stop = min(start + 2**16, len(samples))
-        total = np.cumsum(_sizes(samples, np.arange(start, stop))) + nbytes
+        total = np.cumsum(samples.sizes(np.arange(start, stop))) + nbytes
         fit = int(np.searchsorted(total, limit, "right"))
         if fit < len(total):
             fit = max(fit, int(count == 0))  # one at least, however large
@@ -283,7 +274,7 @@ def _frames(
 def _trials(samples: Samples, name: str, count: int) -> Iterator[Trial]:
     """What each profile makes of the first data of a field."""
     field = samples.schema[name]
-    sizes = _sizes(samples.select(fields=[name]), np.arange(min(count, 2**16)))
+    sizes = samples.select(fields=[name]).sizes(np.arange(min(count, 2**16)))
     most = max(int(np.searchsorted(np.cumsum(sizes), _TRIED, "right")), 1)
     column = samples.read(name, np.arange(min(most, count)))
     data = column.values if isinstance(column, RaggedBatch) else column

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -15,9 +15,6 @@ from raggedstore.cli.saving import save
 from raggedstore.errors import UnknownFieldError
 from raggedstore.schema import Field
 from raggedstore.units import format_bytes
-
-if TYPE_CHECKING:
-    from raggedstore.samples import Samples
 
 __all__ = ["head", "info", "ls", "show"]
 
@@ -38,7 +35,10 @@ def info(corpus: str, as_json: bool) -> None:
     with opened(corpus) as store:
         last = store.manifest if isinstance(store, rs.Store) else None
         kept = len(store.versions()) if isinstance(store, rs.Store) else 0
-        nbytes = store.nbytes if isinstance(store, rs.Store) else _decoded(store)
+        if isinstance(store, rs.Store):
+            nbytes = store.nbytes
+        else:
+            nbytes = int(store.sizes(np.arange(len(store))).sum())
         stored = store.nbytes_stored if isinstance(store, rs.Store) else os.path.getsize(corpus)
         metadata = store.metadata if isinstance(store, rs.Store) else {}
         facts = {
@@ -84,15 +84,6 @@ def _stored_as(store: Any, name: str) -> dict[str, str]:
     if isinstance(choice, str):
         return {"compression": f"{choice}, to be chosen when there is more data"}
     return {"compression": str(choice)}
-
-
-def _decoded(samples: Samples) -> int:
-    """Bytes of all samples, from their shapes."""
-    sizes = (
-        int(samples[name].shapes.prod(axis=1).sum()) * field.dtype.itemsize
-        for name, field in samples.schema.items()
-    )
-    return sum(sizes)
 
 
 def _describe(field: Field) -> dict[str, Any]:

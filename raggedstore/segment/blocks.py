@@ -45,6 +45,7 @@ _RAW = np.uint32(2**31)  # set in a chunk's first edge where its blocks are not 
 _FILTERS = (0, 1, 2, 35)
 
 Edges = npt.NDArray[np.uint32]
+Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,26 @@ class BlockTable:
                     edges[i, 0] |= _RAW
         return cls(header, nbytes, edges, checks)
 
+    def is_raw(self, chunk: Any) -> Any:
+        """Whether a chunk, or each of an array of chunks, holds its blocks uncompressed."""
+        return self.edges[chunk, 0] >= _RAW
+
+    def begin(self, chunk: Int64s, block: Int64s) -> Int64s:
+        """(k,) where blocks begin in the stored bytes of their chunks, without the flag."""
+        places: Edges = self.edges[chunk, block]
+        return (places & ~_RAW).astype(np.int64)
+
+    def end(self, chunk: Int64s, block: Int64s) -> Int64s:
+        """(k,) where they end."""
+        places: Edges = self.edges[chunk, block + 1]
+        return places.astype(np.int64)
+
+    def run(self, chunk: int, first: int, count: int) -> list[int]:
+        """The edges of `count` blocks of one chunk, from the block `first`."""
+        edges: list[int] = self.edges[chunk, first : first + count + 1].tolist()
+        edges[0] &= ~int(_RAW)
+        return edges
+
     def check_bounds(self, stored: npt.NDArray[Any]) -> bool:
         """Whether every block lies inside its chunk, of (n_chunks,) `stored` bytes."""
         edges = self.edges.copy()
@@ -158,13 +179,8 @@ class BlockTable:
         fine = (np.diff(wide[known], axis=1) > 0).all() and (
             wide[known, -1] <= stored[known].astype(np.int64)
         ).all()
-        sizes = np.diff(wide[known & self.raw], axis=1)
+        sizes = np.diff(wide[known & self.is_raw(slice(None))], axis=1)
         return bool(fine and (sizes == self.nbytes).all())
-
-    @property
-    def raw(self) -> npt.NDArray[np.bool_]:
-        """(n_chunks,) whether a chunk holds its blocks uncompressed."""
-        return self.edges[:, 0] >= _RAW
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import memory
 from raggedstore.errors import CorruptionError
 from raggedstore.segment.blocks import HEADER as BLOCK_HEADER
 from raggedstore.segment.blocks import (
@@ -85,8 +85,14 @@ class ColumnReader:
 
     def decode_into(self, number: int, out: Bytes) -> None:
         """Decode a chunk into `out`, (chunk bytes,) uint8, its checksum verified."""
-        try:
+        with self._naming():
             self._decode(number, out)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Have errors say which segment and field they are of."""
+        try:
+            yield
         except CorruptionError as error:
             raise CorruptionError(f"{self._where}: {error}") from None
 
@@ -154,10 +160,8 @@ class ColumnReader:
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""
-        try:
+        with self._naming():
             self._decode_blocks(blocks, out)
-        except CorruptionError as error:
-            raise CorruptionError(f"{self._where}: {error}") from None
 
     def _decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         table = self.dataset.blocks
@@ -165,11 +169,11 @@ class ColumnReader:
         chunk, block = np.divmod(blocks, self._per_chunk)
         if self._known is not None and not self._known[chunk].all():
             raise CorruptionError(f"{self.dataset.column.name}: a chunk that has no blocks")
-        raw = table.raw[chunk]
+        raw = table.is_raw(chunk)
         if not raw.any():
             self._decode_compressed(chunk, block, out)
         elif raw.all():
-            self._read_blocks(chunk, block, self._begin(chunk, block), out)
+            self._read_blocks(chunk, block, out)
         else:
             each = out.reshape(-1, table.nbytes)
             for which in (raw, ~raw):
@@ -177,31 +181,24 @@ class ColumnReader:
                 self._decode_blocks(blocks[which], part)
                 each[which] = part.reshape(-1, table.nbytes)
 
-    def _begin(self, chunk: Int64s, block: Int64s) -> Int64s:
-        """Where blocks begin in the stored bytes of their chunks."""
-        assert self.dataset.blocks is not None
-        # The highest bit of a first edge is a flag and no part of the place.
-        return (self.dataset.blocks.edges[chunk, block] & np.uint32(2**31 - 1)).astype(np.int64)
-
     def _decode_compressed(self, chunk: Int64s, block: Int64s, out: Bytes) -> None:
         table = self.dataset.blocks
         assert table is not None
-        begin = self._begin(chunk, block)
-        sizes = table.edges[chunk, block + 1].astype(np.int64) - begin
+        sizes = table.end(chunk, block) - table.begin(chunk, block)
         assembled = assemble(
             table.header,
             table.nbytes,
             sizes,
             self._context.scratch("stored", assembled_size(sizes)),
         )
-        self._read_blocks(chunk, block, begin, assembled[len(assembled) - int(sizes.sum()) :])
+        self._read_blocks(chunk, block, assembled[len(assembled) - int(sizes.sum()) :])
         decode_assembled(assembled.data, out)
 
-    def _read_blocks(self, chunk: Int64s, block: Int64s, begin: Int64s, out: Bytes) -> None:
+    def _read_blocks(self, chunk: Int64s, block: Int64s, out: Bytes) -> None:
         """The stored bytes of blocks, neighbours read together, their checksums verified."""
         table = self.dataset.blocks
         assert table is not None
-        end = table.edges[chunk, block + 1].astype(np.int64)
+        begin, end = table.begin(chunk, block), table.end(chunk, block)
         offset = self.dataset.entries["offset"][chunk].astype(np.int64)
         sizes = end - begin
         places = np.zeros(len(sizes) + 1, np.int64)
@@ -223,9 +220,8 @@ class ColumnReader:
         """As `_decode_blocks`, of `count` blocks of one chunk from `first`, in plain numbers."""
         table = self.dataset.blocks
         assert table is not None
-        edges: list[int] = table.edges[chunk, first : first + count + 1].tolist()
-        raw = int(table.edges[chunk, 0]) >= 2**31
-        edges[0] &= 2**31 - 1
+        edges = table.run(chunk, first, count)
+        raw = table.is_raw(chunk)
         offset = int(self.dataset.entries["offset"][chunk]) + edges[0]
         size = edges[-1] - edges[0]
         if raw:
@@ -256,7 +252,7 @@ class ColumnReader:
     def read(self, starts: Int64s, stops: Int64s) -> npt.NDArray[Any]:
         """The rows in ``[starts, stops)``, one range after another."""
         total = int((stops - starts).sum())
-        out = memory.empty((total, *self._row_shape), self._dtype)
+        out = np.empty((total, *self._row_shape), self._dtype)
         context = self._context
         gather(starts, stops, out, self, context.pool, context.threads)
         if total:
@@ -302,10 +298,8 @@ class ColumnReader:
                     self._went_on(start, stop)
                     return rows
             decoded = self._context.scratch("decoded", count * self.block_nbytes)
-            try:
+            with self._naming():
                 self._decode_run(chunk, first, count, decoded)
-            except CorruptionError as error:
-                raise CorruptionError(f"{self._where}: {error}") from None
             self._went_on(start, stop)
             at = low * self.row_nbytes - first * self.block_nbytes
             raw = decoded[at : at + (stop - start) * self.row_nbytes].copy()

@@ -136,27 +136,24 @@ def gather(
     if source.block_nbytes:
         chunk_nbytes = source.chunk_rows * source.row_nbytes
         keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
-    order = None if (keys[1:] >= keys[:-1]).all() else stable_order(keys)
     if out.nbytes <= _THREADED:
         pool = None
-    if order is None:
+    if (keys[1:] >= keys[:-1]).all():
         run(list(_tasks(pieces, out, source)), pool, threads)
         return
-    chunk, low, count = pieces.chunk[order], pieces.low[order], pieces.count[order]
-    if len(out) >= _TINY * len(order):
-        run(
-            list(_tasks(_Pieces(chunk, low, count, pieces.place[order]), out, source)),
-            pool,
-            threads,
-        )
-        return
-    # Tiny pieces: each chunk's are copied side by side, and put into the order asked for at last.
+    order = stable_order(keys)
+    tiny = len(out) < _TINY * len(order)
+    count = pieces.count[order]
     offsets = offsets_of(count)
-    rows = np.empty_like(out)
-    run(list(_tasks(_Pieces(chunk, low, count, offsets[:-1]), rows, source)), pool, threads)
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    copy_ranges(rows, offsets[:-1][back], offsets[1:][back], np.append(pieces.place, len(out)), out)
+    # Tiny pieces: each chunk's are copied side by side, and put into the order asked for at last.
+    rows, place = (np.empty_like(out), offsets[:-1]) if tiny else (out, pieces.place[order])
+    in_order = _Pieces(pieces.chunk[order], pieces.low[order], count, place)
+    run(list(_tasks(in_order, rows, source)), pool, threads)
+    if tiny:
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        places = np.append(pieces.place, len(out))
+        copy_ranges(rows, offsets[:-1][back], offsets[1:][back], places, out)
 
 
 Task = Callable[[], None]

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import memory
 from raggedstore.batch import offsets_of
 from raggedstore.errors import UsageError
 from raggedstore.indexing import Positions
@@ -211,11 +210,6 @@ class _Plan:
         self._size, self._prefetch = loader.batch.size, loader.prefetch
         self._drop_last = loader.drop_last
         self._number = number
-        # Two windows for each field: the one that is handed over, and the next. Of reads and pieces
-        # those that are ready, the loop's, and the one that is being made.
-        fields = len(self._samples.schema)
-        self._windows_memory = memory.Recycler(2 * fields)
-        self._memory = memory.Recycler((loader.prefetch + 2) * fields)
         self._cutter = Cutter(self._size, loader._collate)
         #: Bytes of what is ready for the loop, and of windows besides.
         self.limit = loader.budget
@@ -276,8 +270,7 @@ class _Plan:
             yield int(each[start:stop].sum()), partial(self._decode_and_cut, part)
 
     def _decode_and_cut(self, positions: Positions) -> _Batches:
-        with memory.recycled(self._memory):
-            decoded = columns.read(self._samples, positions)
+        decoded = columns.read(self._samples, positions)
         shown = columns.show(self._samples.schema, decoded)
         return self._cutter.feed(shown, len(positions))
 
@@ -315,8 +308,7 @@ class _Plan:
 
     def _window(self, positions: Positions, emission: Int64s | None, each: Int64s) -> Job[_Decoded]:
         def decode() -> _Decoded:
-            with memory.recycled(self._windows_memory):
-                return columns.read(self._samples, positions), emission, each
+            return columns.read(self._samples, positions), emission, each
 
         return int(each.sum()), decode
 
@@ -326,6 +318,5 @@ class _Plan:
         if emission is None:
             taken = columns.span(decoded, start, stop)
         else:
-            with memory.recycled(self._memory):
-                taken = columns.take(decoded, emission[start:stop])
+            taken = columns.take(decoded, emission[start:stop])
         return self._cutter.feed(columns.show(self._samples.schema, taken), stop - start)
