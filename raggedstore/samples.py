@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import splits
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
 from raggedstore.indexing import Positions, as_position, as_positions, is_single
@@ -27,6 +28,7 @@ Column = RaggedBatch | npt.NDArray[Any]
 
 _BLOCK_BYTES = 2**24
 _BLOCK_SAMPLES = 4096
+_BLOCK_KEYS = 2**17
 
 
 class Samples(ABC):
@@ -101,6 +103,85 @@ class Samples(ABC):
             raise UsageError(f"fields is a list of names, such as [{fields!r}]")
         positions = None if indices is None else as_positions(indices, len(self))
         return Selection(self, positions, None if fields is None else tuple(fields))
+
+    def split(
+        self,
+        parts: Mapping[str, float | int | None],
+        *,
+        seed: int = 0,
+        by: Any = None,
+        group: Any = None,
+        among: int | None = None,
+    ) -> dict[str, Selection]:
+        """Each sample in one part at most, such as "train" and "valid", once and for good.
+
+        What part a sample is in never changes when samples are appended, and is the same on every
+        machine: it depends on the parts, the seed, and its position here (in a selection or
+        concatenation: the position within it).
+
+        Parameters
+        ----------
+        parts
+            What to call each part, and how large it is. Either fractions, floats of 0.000001 to
+            1.0 that come to 1.0 at most; or counts, ints. One may be None: all the rest. What the
+            parts leave over is in none of them. Names matter, their order does not.
+        seed
+            Another seed, another split: an int of 64 bits.
+        by
+            Stratify: each class is split in proportion, as if it were a store of its own. The name
+            of a field of integers, bools, str or bytes, or (n,) keys. Of a class too small to have
+            a sample in every part, each sample is in one with the probability of its fraction.
+        group
+            Keep samples of one key, such as a speaker, in one part; keys as for `by`. A key is in
+            the same part in every store. The fractions hold for keys, and on average: with a
+            hundred keys or fewer look at what came out. Not with `by`, nor with counts.
+        among
+            Draw counts among this many of the first samples; those that come after are the
+            rest. By default as many as the counts come to. Needed where one is None: nothing drawn
+            among all the samples of today could stay when there are more tomorrow.
+
+        Returns
+        -------
+        dict of Selection, in the order of `parts`, each with its samples in the order they have
+        here.
+
+        Examples
+        --------
+        >>> parts = store.split({"train": 0.9, "valid": 0.1}, by="label")
+        >>> parts = store.split({"train": None, "valid": 1000}, among=50_000)
+        """
+        positions = splits.split(
+            parts,
+            len(self),
+            seed=seed,
+            by=None if by is None else self._keys(by, "by"),
+            group=None if group is None else self._keys(group, "group"),
+            among=among,
+        )
+        return {name: Selection(self, chosen, None) for name, chosen in positions.items()}
+
+    def _keys(self, keys: Any, what: str) -> npt.NDArray[np.uint64]:
+        """(n,) hashes of the keys given, or of the values of the field named."""
+        if not isinstance(keys, str):
+            hashes = splits.hash_keys(keys, what=what)
+            if len(hashes) != len(self):
+                raise UsageError(f"{what} has {len(hashes)} keys for {len(self)} samples")
+            return hashes
+        field = self.schema[keys]
+        if field.kind == "array" and (field.shape or field.dtype.kind not in "biu"):
+            raise UsageError(
+                f"{what}={keys!r}: a field of integers, bools, str or bytes is meant, not {field!r}"
+            )
+        # The bytes of a text say as much as the text.
+        shown = field if field.kind == "array" else Field("bytes")
+        hashes, done = np.empty(len(self), np.uint64), 0
+        everything = np.arange(len(self), dtype=np.int64)
+        only = self.select(fields=[keys])
+        for block in only.blocks(everything, max_samples=_BLOCK_KEYS):
+            values = present(shown, only.read(keys, block))
+            hashes[done : done + len(block)] = splits.hash_keys(values, what=what)
+            done += len(block)
+        return hashes
 
     def sizes(self, positions: Positions) -> npt.NDArray[np.int64]:
         """(k,) bytes of the values of each of the samples at `positions`, no data read."""

@@ -1,7 +1,25 @@
 """Training: batches of a store's samples, in order or shuffled, read ahead of the loop."""
 
-from raggedstore.training.batching import FixedSize
+from raggedstore.training.batching import Bucketed, FixedSize, Rule, TokenBudget
+from raggedstore.training.crops import Crop
 from raggedstore.training.loader import Loader
-from raggedstore.training.orders import Order, Permuted, Sequential, Shuffled
+from raggedstore.training.orders import Order, Permuted, Sequential, Shuffled, Weighted
+from raggedstore.training.packing import Packed, PackedRows
+from raggedstore.training.recurrent import Windowed
 
-__all__ = ["FixedSize", "Loader", "Order", "Permuted", "Sequential", "Shuffled"]
+__all__ = [
+    "Bucketed",
+    "Crop",
+    "FixedSize",
+    "Loader",
+    "Order",
+    "Packed",
+    "PackedRows",
+    "Permuted",
+    "Rule",
+    "Sequential",
+    "Shuffled",
+    "TokenBudget",
+    "Weighted",
+    "Windowed",
+]

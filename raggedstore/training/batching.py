@@ -1,19 +1,145 @@
-"""Batching rules: how many samples, one after another as the order gives them, make a batch."""
+"""Batching rules: which samples, of those that an order plans together, make a batch.
+
+A rule sees one unit at a time (`orders.py`): the samples in their order, and the shapes of those of
+the field that it is about. It gives back batches, and what it has left over for the next unit, so
+that only the last batches of an epoch need be short. It reads no data, and it remembers nothing:
+what is left over is handed to it again, which is what makes an epoch go on from anywhere.
+"""
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from raggedstore.errors import UsageError
+from raggedstore.indexing import stable_order
+from raggedstore.schema import Schema
+from raggedstore.training.keys import Key, shuffled
+from raggedstore.training.picks import Batches, Picks
 
-__all__ = ["FixedSize"]
+__all__ = ["Bucketed", "FixedSize", "Pool", "Rule", "TokenBudget", "at_least"]
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """What a rule makes batches of.
+
+    Parameters
+    ----------
+    left
+        (l,) what was left over.
+    fresh
+        (f,) the unit's samples in their order.
+    sizes
+        (l + f, r) the ragged dimensions of each sample in the rule's (first) field, the first one
+        first; None for a rule without a field.
+    key
+        What batches are shuffled by; None where they keep the samples' order.
+    last
+        Whether no other unit follows.
+    drop_last
+        Whether to leave out what makes no whole batch at the end.
+    """
+
+    left: Picks
+    fresh: Int64s
+    sizes: Int64s | None
+    key: Key | None
+    last: bool
+    drop_last: bool
+
+    @property
+    def picks(self) -> Picks:
+        """(l + f,) what was left over, then the unit's samples, all of them whole."""
+        return Picks(self.positions)
+
+    @property
+    def positions(self) -> Int64s:
+        """(l + f,) what was left over, then the unit's samples."""
+        return np.concatenate([self.left.positions, self.fresh])
+
+
+class Rule(ABC):
+    """What makes a batch."""
+
+    #: Whether each batch has a part for every process, rather than being one process's.
+    shared: ClassVar[bool] = False
+    #: Whether it cuts samples of its fields into parts, which then come as values and not as text.
+    cuts: ClassVar[bool] = False
+    #: What it adds to a batch beside the fields.
+    adds: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that it is about; the lengths of the first one decide."""
+        return ()
+
+    @property
+    @abstractmethod
+    def pool(self) -> int:
+        """How many samples it would have together."""
+
+    @property
+    def multiple_of(self) -> int:
+        """What its fields are padded to a multiple of, where batches are padded."""
+        return 1
+
+    def check(self, schema: Schema) -> None:
+        """UsageError where the rule does not suit samples of `schema`."""
+        for name in self.fields:
+            if None not in schema[name].shape:
+                raise UsageError(f"{self!r}: field {name!r} has no ragged dimension")
+
+    def measure(self, sizes: Callable[[], Int64s], world_size: int) -> dict[str, Any]:
+        """What it decides from a look at the samples, to be kept: plain JSON.
+
+        Parameters
+        ----------
+        sizes
+            Gives the (k, r) ragged dimensions of some samples from all over.
+        """
+        return {}
+
+    @abstractmethod
+    def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
+        """The batches of a unit, and what is left over."""
+
+    def share(self, world_size: int, geometry: dict[str, Any]) -> int:
+        """Where batches are shared: how many rows of each are one process's."""
+        return 0
+
+    def count(self, samples: int, *, drop_last: bool) -> int | None:
+        """How many batches `samples` make; None where that depends on what they are."""
+        return None
+
+    def dress(self, columns: dict[str, Any], picks: Picks) -> dict[str, Any]:
+        """A batch's columns with what the rule makes of them; `picks` is what is in the batch."""
+        return columns
+
+
+def at_least(least: int, value: Any, what: str) -> int:
+    """`value` as an int; UsageError where it is none, or less than `least`."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise UsageError(f"{what} must be an int, got {value!r}")
+    number = int(value.__index__())
+    if number < least:
+        raise UsageError(f"{what} must be at least {least}, got {number}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
-class FixedSize:
-    """Batches of `size` samples; the last of an epoch may have fewer.
+class FixedSize(Rule):
+    """Batches of `size` samples, in the order in which they come.
+
+    The last of an epoch may have fewer.
 
     Parameters
     ----------
@@ -24,13 +150,221 @@ class FixedSize:
     size: int
 
     def __post_init__(self) -> None:
-        size = self.size
-        if isinstance(size, (bool, np.bool_)) or not hasattr(size, "__index__"):
-            raise UsageError(f"a batch's size must be an int, got {size!r}")
-        if size.__index__() < 1:
-            raise UsageError(f"a batch has 1 sample at least, got a size of {size}")
-        object.__setattr__(self, "size", size.__index__())
+        object.__setattr__(self, "size", at_least(1, self.size, "a batch's size"))
 
-    def count(self, samples: int, *, drop_last: bool) -> int:
-        """How many batches `samples` make."""
+    @property
+    def pool(self) -> int:
+        return max(2**16, self.size)
+
+    def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
+        return _cut(pool.picks, self.size, pool)
+
+    def count(self, samples: int, *, drop_last: bool) -> int | None:
+        return samples // self.size if drop_last else -(-samples // self.size)
+
+
+def _cut(picks: Picks, size: int, pool: Pool) -> tuple[Batches, Picks]:
+    """Batches of `size`, and the rest."""
+    whole = len(picks) // size * size
+    edges = np.arange(0, whole + 1, size, dtype=np.int64)
+    if not pool.last:
+        return Batches(picks.take(slice(whole)), edges), picks.take(slice(whole, None))
+    if whole == len(picks) or pool.drop_last:
+        return Batches(picks.take(slice(whole)), edges), Picks.none()
+    return Batches(picks, np.append(edges, len(picks))), Picks.none()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBudget(Rule):
+    """Batches of as many samples as make up to `max_values` values.
+
+    Parameters
+    ----------
+    field
+        The field whose values are counted: along its ragged dimensions, so that a step of a
+        ``(None, 80)`` field is one value, and so is a pixel of a ``(None, None, 3)`` one.
+    max_values
+        The most values in a batch. A sample that is larger makes a batch of its own.
+    multiple_of
+        Padded lengths are counted as the next multiple of this (pad to it as well).
+    padded
+        Count values as they are once the batch is padded to its longest sample. Samples planned
+        together (a window of `Shuffled`) are then batched by length and the batches shuffled, so
+        that little is padded. With False samples keep their order, and what counts is the sum.
+    """
+
+    field: str
+    max_values: int
+    multiple_of: int = 1
+    padded: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_values", at_least(1, self.max_values, "max_values"))
+        object.__setattr__(self, "multiple_of", at_least(1, self.multiple_of, "multiple_of"))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    @property
+    def pool(self) -> int:
+        return 2**13
+
+    def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
+        assert pool.sizes is not None
+        if not self.padded:
+            edges = self._cut_by_sum(pool.sizes.prod(axis=1))
+            return _without_last(pool.picks, edges, pool)
+        order = _by_volume(pool.sizes)
+        edges = self._cut_by_padded(pool.sizes[order])
+        batches, left = _without_last(pool.picks.take(order), edges, pool)
+        return _mixed(batches, order, pool), left
+
+    def _cut_by_sum(self, values: Int64s) -> Int64s:
+        total = np.concatenate([[0], np.cumsum(values)])
+        edges = [0]
+        while edges[-1] < len(values):
+            start = edges[-1]
+            stop = int(np.searchsorted(total, total[start] + self.max_values, "right")) - 1
+            edges.append(max(stop, start + 1))
+        return np.array(edges, np.int64)
+
+    def _cut_by_padded(self, sizes: Int64s) -> Int64s:
+        """As many samples at a time as fit when all are padded to the largest of each dimension."""
+        rounded = sizes.copy()
+        rounded[:, 0] = -(-rounded[:, 0] // self.multiple_of) * self.multiple_of
+        edges, step = [0], 64
+        while edges[-1] < len(sizes):
+            start, taken = edges[-1], 1
+            while True:  # look at twice as many until one is too much
+                largest = np.maximum.accumulate(rounded[start : start + step], axis=0)
+                values = largest.prod(axis=1) * np.arange(1, len(largest) + 1)
+                taken = int(np.searchsorted(values, self.max_values, "right"))
+                if taken < step or start + step >= len(sizes):
+                    break
+                step *= 2
+            edges.append(start + max(taken, 1))
+            step = max(2 * taken, 16)
+        return np.array(edges, np.int64)
+
+
+def _without_last(picks: Picks, edges: Int64s, pool: Pool) -> tuple[Batches, Picks]:
+    """The batches between `edges`; the last, which more samples might fill, is left over."""
+    if (pool.last and not pool.drop_last) or len(edges) < 2:
+        return Batches(picks, edges), Picks.none()
+    stop = int(edges[-2])
+    left = Picks.none() if pool.last else picks.take(slice(stop, None))
+    return Batches(picks.take(slice(stop)), edges[:-1]), left
+
+
+def _by_volume(sizes: Int64s) -> Int64s:
+    """The order from the fewest values to the most, those of as many as they stand."""
+    return stable_order(sizes.prod(axis=1))
+
+
+def _mixed(batches: Batches, places: Int64s, pool: Pool) -> Batches:
+    """The batches in random order, or without a key by the first sample of each.
+
+    `places` says where each sample stood.
+    """
+    which = np.arange(len(batches), dtype=np.int64)
+    if not len(which):
+        return batches
+    if pool.key is not None:
+        return batches.take(shuffled(which, pool.key))
+    first = np.minimum.reduceat(places[: len(batches.picks)], batches.edges[:-1])
+    return batches.take(np.argsort(first, kind="stable"))
+
+
+@dataclass(frozen=True, slots=True)
+class Bucketed(Rule):
+    """Batches of `size` samples of about the same length, in random order.
+
+    Samples planned together (a window of `Shuffled`) are sorted by length and cut into batches,
+    and the batches shuffled; every batch but the last is whole. With `edges` or `quantiles` no
+    batch has samples of two buckets, and at the end of an epoch each bucket may have a short one.
+
+    Parameters
+    ----------
+    field
+        The field whose length counts: its first dimension, or, where others are ragged too, the
+        product of the ragged ones.
+    size
+        Samples in a batch.
+    edges
+        Lengths at which buckets begin, rising: ``[100, 200]`` makes three buckets, up to 99, 100
+        to 199 and from 200.
+    quantiles
+        How many buckets of about as many samples each to make, instead of edges.
+    """
+
+    field: str
+    size: int
+    edges: Sequence[int] | None = None
+    quantiles: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", at_least(1, self.size, "a batch's size"))
+        if self.edges is not None:
+            if self.quantiles is not None:
+                raise UsageError("buckets have edges or quantiles, not both")
+            edges = tuple(at_least(0, edge, "an edge") for edge in self.edges)
+            if any(a >= b for a, b in itertools.pairwise(edges)):
+                raise UsageError(f"edges must rise, got {list(edges)}")
+            object.__setattr__(self, "edges", edges)
+        if self.quantiles is not None:
+            object.__setattr__(self, "quantiles", at_least(1, self.quantiles, "quantiles"))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    @property
+    def pool(self) -> int:
+        return min(max(128 * self.size, 2**12), 2**16)
+
+    @property
+    def _has_buckets(self) -> bool:
+        return self.edges is not None or self.quantiles is not None
+
+    def measure(self, sizes: Callable[[], Int64s], world_size: int) -> dict[str, Any]:
+        if not self._has_buckets:
+            return {}
+        if self.edges is not None:
+            return {"edges": list(self.edges)}
+        assert self.quantiles is not None
+        volumes = np.sort(sizes().prod(axis=1))
+        places = np.arange(1, self.quantiles) * len(volumes) // self.quantiles
+        return {"edges": np.unique(volumes[places]).tolist() if len(volumes) else []}
+
+    def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
+        assert pool.sizes is not None
+        volumes = pool.sizes.prod(axis=1)
+        if self._has_buckets:
+            bucket = np.searchsorted(np.array(geometry["edges"], np.int64), volumes, "right")
+        else:
+            bucket = np.zeros(len(volumes), np.int64)
+        grouped = stable_order(bucket)
+        counts = np.bincount(bucket, minlength=1)
+        rank = np.arange(len(grouped)) - np.repeat(np.cumsum(counts) - counts, counts)
+        whole = rank < np.repeat(counts // self.size * self.size, counts)
+        emit_all = pool.last and not pool.drop_last
+        chosen = grouped if emit_all else grouped[whole]
+        # By bucket, then by volume, then as they came.
+        chosen = chosen[stable_order(volumes[chosen])]
+        chosen = chosen[stable_order(bucket[chosen])]
+        sizes = counts if emit_all else counts // self.size * self.size
+        edges = [0]
+        for size in sizes.tolist():
+            start = edges[-1]
+            edges += range(start + self.size, start + size, self.size)
+            if size:
+                edges.append(start + size)
+        batches = Batches(pool.picks.take(chosen), np.array(edges, np.int64))
+        left = Picks.none() if pool.last else pool.picks.take(np.sort(grouped[~whole]))
+        return _mixed(batches, chosen, pool), left
+
+    def count(self, samples: int, *, drop_last: bool) -> int | None:
+        if self._has_buckets:
+            return None
         return samples // self.size if drop_last else -(-samples // self.size)

@@ -1,55 +1,59 @@
 """`Loader`: the batches of an epoch, read ahead of the loop that trains on them.
 
-Three questions, answered apart: which samples come next (`orders.py`), how they are read (here),
-and how they make batches (`batching.py`, `columns.py`). Reading is a sequence of jobs, each with
-the bytes that its result will take, so that it can be done in turn or ahead (`ahead.py`):
-
-    order's reads  →  decode  →  lists of batches              (Sequential, Permuted)
-    order's reads  →  decode  →  pieces  →  lists of batches   (Shuffled: a window is decoded
-                                                                while the one before is handed over)
-
-A read is decoded by one call for each field, which sorts it by chunk and decodes in as many
-threads as there are cores. Reads and pieces are as many whole batches as make about 16 MiB: little
-enough to hold several, large enough that what is done per read costs nothing.
+Four questions, answered apart: which samples come next (`orders.py`), which of them make a batch
+(`batching.py`), whose the batch is (`dealing.py`), and how it is read (`reading.py`). The first
+three read no data, and are computed from a few numbers: those are the state that an interrupted
+run goes on from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.batch import offsets_of
 from raggedstore.errors import UsageError
-from raggedstore.indexing import Positions
+from raggedstore.indexing import as_position
 from raggedstore.samples import Samples
+from raggedstore.store.store import Store
 from raggedstore.training import columns
-from raggedstore.training.ahead import Ahead, Job, Jobs, in_turn
-from raggedstore.training.batching import FixedSize
-from raggedstore.training.columns import Collate, Columns, Cutter
-from raggedstore.training.orders import Epoch, Order, Read, Sequential
-from raggedstore.training.permutation import check_seed
-from raggedstore.training.sizes import Sizes
+from raggedstore.training.ahead import Jobs
+from raggedstore.training.batching import FixedSize, Rule, at_least
+from raggedstore.training.columns import Collate, Columns
+from raggedstore.training.covering import Cover, check_grows
+from raggedstore.training.crops import Crop
+from raggedstore.training.dealing import Cursor, Dealt, Even, Plan, Share, deal
+from raggedstore.training.keys import check_seed
+from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
+from raggedstore.training.picks import Batches, Picks
+from raggedstore.training.reading import Budget, Reader, Ready, results
+from raggedstore.training.sizes import Measures, probes
 from raggedstore.units import format_bytes, parse_bytes
+from raggedstore.where import describe
 
 __all__ = ["Loader"]
 
-_READ_BYTES = 2**24
-#: The most samples in a read: so many that arrays of an int64 each stay in the cache.
-_READ_SAMPLES = 2**16
+Int64s = npt.NDArray[np.int64]
+
 #: Of half the memory for windows, how much a window is planned to take: its samples may be larger
 #: than the average.
 _SLACK = 0.95
+_STATE = 1
+_START = Cursor()
 
-T = TypeVar("T")
-Int64s = npt.NDArray[np.int64]
 
-_Batches = list[Any]
-#: Decoded columns, where their samples come (None: as they stand), and the bytes of each sample.
-_Decoded = tuple[Columns, Int64s | None, Int64s]
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far an epoch has come: `batches` of the whole sequence are dealt out."""
+
+    epoch: int
+    cursor: Cursor = _START
+    batches: int = 0
+    begun: bool = False
 
 
 class Loader:
@@ -62,9 +66,9 @@ class Loader:
     fields
         Names of the fields to read; by default all.
     order
-        `Sequential`, `Shuffled` or `Permuted`.
+        `Sequential`, `Shuffled`, `Permuted` or `Weighted`.
     batch
-        `FixedSize`, or an int that means it.
+        `FixedSize`, or an int that means it; `Bucketed`, `TokenBudget`, `Packed` or `Windowed`.
     collate
         "ragged": a batch is a dict as ``store.batch`` gives it, of a `RaggedBatch` for a ragged
         field, a list for text and an ndarray for any other. "padded": ragged fields come as
@@ -72,7 +76,19 @@ class Loader:
         other dimensions than the first are ragged, with ``"<name>_shapes"``, (n, d) int64. Or a
         function that takes the dict; it is called in the reading thread.
     where
-        A boolean mask or positions of the samples to take part, by default all.
+        Which samples take part, by default all: a rule such as
+        ``"audio.length <= 160000 and label in (1, 2)"``, a function of `Candidates`, a boolean
+        mask, or positions. Rules read no data of ragged fields, and are asked of samples that come
+        later too.
+    crop
+        A `Crop`, or several, of fields that are not to be read whole.
+    rank, world_size
+        Which of the processes that share each epoch this one is. Their batches are disjoint and
+        complete.
+    even
+        None: where the batches of an epoch do not divide among the processes, some have one more.
+        "drop": all have as many, and a few batches are left out; "pad": all have as many, and a
+        few come twice.
     prefetch
         How many reads (of some 16 MiB, or one batch where that is more) to make ready while the
         loop is at one. With 0 all is read by the loop itself, without a thread.
@@ -83,12 +99,19 @@ class Loader:
         A batch is always made whole, even if it alone is larger.
     drop_last
         Leave out the last batch of an epoch where it has fewer samples than the others.
+    time_first
+        With ``collate="padded"``: (longest, n, ...) instead of (n, longest, ...).
+    follow
+        Take a store's newest version at the beginning of each epoch.
 
     Notes
     -----
     The first iteration is epoch 0, and each one begun goes on to the next epoch; `set_epoch` says
     which one the next iteration will be. The order of an epoch depends on nothing but the seed,
     the epoch, the samples, the fields and the budget.
+
+    A loader covers the samples that there were when it was made. Appending to the store changes
+    nothing for it, until `refresh`.
 
     Iterators of one loader are independent of one another. One that is dropped, or whose loop is
     left early, stops its thread. A loader pickles with its samples, and may be used after a fork.
@@ -109,12 +132,18 @@ class Loader:
         *,
         fields: Sequence[str] | None = None,
         order: Order | None = None,
-        batch: FixedSize | int = 64,
+        batch: Rule | int = 64,
         collate: Collate = "ragged",
         where: Any = None,
+        crop: Crop | Sequence[Crop] = (),
+        rank: int = 0,
+        world_size: int = 1,
+        even: Even = None,
         prefetch: int = 2,
         budget: int | str = "512MB",
         drop_last: bool = False,
+        time_first: bool = False,
+        follow: bool = False,
     ) -> None:
         if not isinstance(samples, Samples):
             raise UsageError(
@@ -124,72 +153,404 @@ class Loader:
         self.order = Sequential() if order is None else order
         if not isinstance(self.order, Order):
             raise UsageError(f"order is Sequential(), Shuffled() or Permuted(), got {self.order!r}")
-        self.batch = batch if isinstance(batch, FixedSize) else FixedSize(batch)
-        if where is not None or fields is not None:
-            samples = samples.select(where, fields=fields)
-        self.samples = samples
-        self.collate = collate
-        self._collate = columns.collator(collate, samples.schema)
-        self.prefetch = check_seed(prefetch, what="prefetch")
+        self.batch = batch if isinstance(batch, Rule) else FixedSize(batch)
+        self.crop = (crop,) if isinstance(crop, Crop) else tuple(crop)
+        self.world_size = at_least(1, world_size, "world_size")
+        self.rank = at_least(0, rank, "rank")
+        if self.rank >= self.world_size:
+            raise UsageError(f"rank {rank} of {world_size}: ranks are counted from 0")
+        if even not in (None, "pad", "drop"):
+            raise UsageError(f"even is None, 'pad' or 'drop', got {even!r}")
+        self.even: Even = even
+        self.collate, self.time_first = collate, bool(time_first)
+        self.prefetch = at_least(0, prefetch, "prefetch")
         self.budget = parse_bytes(budget, what="budget")
         if not self.budget:
             raise UsageError("a budget has 1 byte at least, got 0")
         self.drop_last = bool(drop_last)
-        self._epoch = 0
-        self._sizes: Sizes | None = None
+        self.follow = bool(follow)
+        if self.follow:
+            check_grows(samples)
+
+        self._base, self._where = samples, where
+        names = None if fields is None else tuple(samples.select(fields=fields).schema)
+        self._cover_of = Cover(samples, where, names)
+        self._cover(len(samples))
+        self._check()
+        self._collate = columns.collator(
+            collate, self.samples.schema, self.batch, time_first=self.time_first
+        )
+        self._progress = _Progress(0)
+        self._ended = True  # whether what is to come next is an epoch's beginning
+        self._geometry: dict[str, dict[str, Any]] | None = None
+
+    def _cover(self, count: int) -> None:
+        """Take the first `count` of the samples."""
+        self._count = count
+        self.samples = self._cover_of.first(count)
+        self._measures = Measures(self.samples)
+        self._counted: dict[int, int] = {}
+        self.order.drawn(len(self.samples))  # whether its weights are as many
+
+    def _check(self) -> None:
+        schema = self.samples.schema
+        self.batch.check(schema)
+        taken: dict[str, object] = dict.fromkeys(self.batch.fields, self.batch)
+        taken = taken if self.batch.cuts else {}
+        for crop in self.crop:
+            crop.check(schema)
+            for name in crop.fields:
+                if name in taken:
+                    raise UsageError(f"{crop!r} and {taken[name]!r} would both cut field {name!r}")
+                taken[name] = crop
+        for name in self.batch.adds:
+            if name in schema:
+                raise UsageError(f"{self.batch!r} adds {name!r}, and there is a field of that name")
+
+    # What it is
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        return self.batch.count(len(self.samples), drop_last=self.drop_last)
+        """Batches that this process has in an epoch.
+
+        Rules that go by length plan the whole epoch to find out, which reads all lengths. Where
+        the number is another one each epoch, it is that of the epoch that comes next or is on.
+        """
+        total = self._batches(self._progress.epoch)
+        world = 1 if self.batch.shared else self.world_size
+        steps, rest = divmod(total, world)
+        return steps + (bool(rest) if self.even == "pad" else not self.even and self.rank < rest)
+
+    def _batches(self, epoch: int) -> int:
+        """Batches of all processes together in an epoch."""
+        drawn = self.order.drawn(len(self.samples))
+        count = self.batch.count(drawn, drop_last=self.drop_last)
+        if count is not None:
+            return count
+        if epoch not in self._counted:
+            plan, left, total = self._plan(epoch), [Picks.none()], 0
+            for number in range(len(plan)):
+                batches, left = plan.unit(number, left)
+                total += len(batches)
+            self._counted = {epoch: total}
+        return self._counted[epoch]
 
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration will be."""
-        return self._epoch
+        return self._progress.epoch + (not self._ended)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of `epoch`, counted from 0."""
-        self._epoch = check_seed(epoch, what="epoch")
+        """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
+        self._progress, self._ended = _Progress(check_seed(epoch, what="epoch")), True
 
     def __repr__(self) -> str:
-        short = ", drop_last=True" if self.drop_last else ""
+        words = [f"collate={self.collate!r}", f"prefetch={self.prefetch}"]
+        if self._where is not None:
+            words.append(f"where={describe(self._where)} leaves out {self.left_out}")
+        words.append(f"budget={format_bytes(self.budget)}")
+        words += [f"crop={crop!r}" for crop in self.crop]
+        if self.world_size > 1:
+            words.append(f"rank {self.rank} of {self.world_size}, even={self.even!r}")
+        words += [f"{n}=True" for n in ("drop_last", "time_first", "follow") if getattr(self, n)]
+        count = self.batch.count(self.order.drawn(len(self.samples)), drop_last=self.drop_last)
+        batches = "" if count is None else f" in {len(self)} batches"
         return (
-            f"<Loader of {len(self.samples)} samples in {len(self)} batches, "
+            f"<Loader of {len(self.samples)} samples{batches}, "
             f"{', '.join(self.samples.schema)}: {self.order!r}, {self.batch!r}, "
-            f"collate={self.collate!r}, prefetch={self.prefetch}, "
-            f"budget={format_bytes(self.budget)}{short}; next is epoch {self.epoch}>"
+            f"{', '.join(words)}; next is epoch {self.epoch}>"
         )
 
     @property
-    def sizes(self) -> Sizes:
-        """How large the samples are, looked at when it is first asked for."""
-        if self._sizes is None:
-            self._sizes = Sizes(self.samples)
-        return self._sizes
+    def left_out(self) -> int:
+        """How many samples `where` leaves out."""
+        return self._count - len(self.samples)
+
+    # Planning
+
+    @property
+    def geometry(self) -> dict[str, dict[str, Any]]:
+        """What order and rule took from the data when it was first asked for; kept from then on."""
+        if self._geometry is None:
+            self._geometry = self._measure()
+        return self._geometry
+
+    def _measure(self) -> dict[str, dict[str, Any]]:
+        sizes = self._measures.sizes()
+
+        def some() -> Int64s:
+            return self._measures.dims(self.batch.fields[0])(probes(len(self.samples)))
+
+        outlook = Outlook(
+            samples=len(self.samples),
+            sample_bytes=sizes.mean,
+            first_bytes=sizes.mean_of_first(),
+            pool=self.batch.pool,
+            window_bytes=max(1, int(self._divided.windows / 2 * _SLACK)),
+            lanes=self.world_size,
+        )
+        return {
+            "order": self.order.measure(outlook),
+            "batch": self.batch.measure(some, self.world_size),
+        }
+
+    @property
+    def _divided(self) -> Budget:
+        return Budget.of(self.budget, self.prefetch, windowed=self.order.windowed)
+
+    def _plan(self, epoch: int) -> Plan:
+        geometry = self.geometry
+        sizes = None
+        if self.batch.fields:
+            sizes = self._cropped_dims(self.batch.fields[0])
+        units = self.order.bind(len(self.samples), epoch, geometry["order"])
+        return Plan(units, self.batch, geometry["batch"], sizes, drop_last=self.drop_last)
+
+    def _cropped_dims(self, name: str) -> Callable[[Int64s], Int64s]:
+        dims = self._measures.dims(name)
+        for crop in self.crop:
+            if name in crop.fields:
+                return partial(_at_most, dims, crop.length)
+        return dims
+
+    def _deals(
+        self, progress: _Progress, worker: int = 0, workers: int = 1, phase: int = 0
+    ) -> Iterator[Dealt]:
+        share = Share(self.rank, self.world_size, worker, workers, phase)
+        plan = self._plan(progress.epoch)
+        rows = self.batch.share(self.world_size, self.geometry["batch"])
+        return deal(plan, progress.cursor, share, self.even, rows=rows)
+
+    # Iterating
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        return _iterate(self, epoch)
+        return self.iterate()
+
+    def iterate(self, worker: int = 0, workers: int = 1, *, phase: int = 0) -> Iterator[Any]:
+        """As ``iter(loader)``, of every `workers`-th batch beginning with number `worker`.
+
+        For processes that together hand over what one loader would, in turn. Where they have handed
+        over `phase` batches before, it is worker ``phase % workers`` that has the first.
+        """
+        if not self._ended:
+            self._progress = _Progress(self._progress.epoch + 1)
+        if self.follow and not self._progress.begun:
+            self.refresh()
+        self._progress, self._ended = replace(self._progress, begun=True), False
+        reader = Reader(
+            self.samples,
+            self.batch,
+            self.crop,
+            self._finish,
+            self._divided,
+            self._measures,
+            windowed=self.order.windowed,
+            epoch=self._progress.epoch,
+        )
+        deals = self._deals(self._progress, worker, workers, phase)
+        return self._iterate(self._progress, reader.jobs(deals))
+
+    def _iterate(self, begun: _Progress, jobs: Jobs[list[Ready]]) -> Generator[Any, None, None]:
+        budget = self._divided
+        _keep_freed_memory(budget.read)
+        lists = results(jobs, count=budget.ahead, limit=budget.ready)
+        latest = begun
+        world = 1 if self.batch.shared else self.world_size
+        try:
+            for ready in lists:
+                # Popped, so that the loop alone holds its batch.
+                ready.reverse()
+                while ready:
+                    made = ready.pop()
+                    steps = made.step + 1
+                    following = _Progress(
+                        begun.epoch,
+                        made.after,
+                        begun.batches + steps * world,
+                        begun=True,
+                    )
+                    # Unless another iterator has been begun meanwhile.
+                    if self._progress is latest:
+                        self._progress = latest = following
+                    yield made.batch
+                    del made
+            if self._progress is latest:
+                self._progress, self._ended = _Progress(begun.epoch + 1), True
+        finally:
+            lists.close()
+
+    def _finish(self, batch: Columns, picks: Picks) -> Any:
+        return self._collate(self.batch.dress(batch, picks))
+
+    # Growing
+
+    def refresh(self) -> int:
+        """Take the store's newest version from the next epoch on; how many samples there are.
+
+        The order goes on as it was, with the new samples in it; only where windows have outgrown
+        the memory are they cut anew. An epoch that is on goes on over what it began with.
+        """
+        store = check_grows(self._base)
+        store.refresh()
+        if len(store) != self._count:
+            self._cover(len(store))
+            if self._geometry is not None:
+                fresh = self._measure()
+                if fresh["order"].get("windows", 0) > 2 * self._geometry["order"].get("windows", 0):
+                    self._geometry = {**self._geometry, "order": fresh["order"]}
+        return len(self.samples)
+
+    # Going on
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop is: plain JSON, to go on from by `load_state_dict`.
+
+        It is what the loop has been given that counts, and not what was read ahead. All processes
+        that share an epoch have the same state after as many batches, up to how it is written.
+        """
+        return self._state(self._progress)
+
+    def _state(self, progress: _Progress) -> dict[str, Any]:
+        cursor = progress.cursor
+        return {
+            "format": _STATE,
+            "order_version": ORDER_VERSION,
+            "epoch": progress.epoch,
+            "begun": progress.begun,
+            "batches": progress.batches,
+            "unit": cursor.unit,
+            "given": cursor.given,
+            "left": [picks.to_json() for picks in cursor.left],
+            "samples": self._count,
+            "geometry": self.geometry,
+            "options": self._options(),
+        }
+
+    def _options(self) -> dict[str, str]:
+        """What has to be the same for an epoch to go on."""
+        return {
+            "order": repr(self.order),
+            "batch": repr(self.batch),
+            "crop": repr(self.crop),
+            "where": self._cover_of.digest(),
+            "drop_last": repr(self.drop_last),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at the very next batch after `state` was taken, at the next iteration.
+
+        The loader must be made with the same samples (more may have been appended), order, batching
+        rule, `where`, `crop` and `drop_last`; rank, number of processes and workers, fields,
+        memory and collation may be others.
+
+        Raises
+        ------
+        UsageError
+            The state is another loader's, or none at all.
+        """
+        progress, count, geometry = self._parsed(state)
+        if count > len(self._base) and isinstance(self._base, Store):
+            self._base.refresh()
+        if count > len(self._base):
+            raise UsageError(
+                f"the state is of {count} samples, and there are only {len(self._base)}: "
+                f"open a newer version"
+            )
+        if count != self._count:
+            self._cover(count)
+        self.batch.share(self.world_size, geometry["batch"])
+        self._geometry = geometry
+        self._progress, self._ended = progress, True
+
+    def _parsed(self, state: Mapping[str, Any]) -> tuple[_Progress, int, dict[str, dict[str, Any]]]:
+        try:
+            if (state["format"], state["order_version"]) != (_STATE, ORDER_VERSION):
+                raise UsageError(
+                    f"a state of format {state['format']} and order {state['order_version']}, and "
+                    f"this raggedstore goes on from format {_STATE} and order {ORDER_VERSION}"
+                )
+            for name, mine in self._options().items():
+                if state["options"][name] != mine:
+                    raise UsageError(
+                        f"the state is of a loader with {name}={state['options'][name]}, and this "
+                        f"one has {mine}"
+                    )
+            numbers = [
+                at_least(0, state[name], name)
+                for name in ("epoch", "batches", "unit", "given", "samples")
+            ]
+            epoch, batches, unit, given, count = numbers
+            left = tuple(Picks.from_json(lists) for lists in state["left"])
+            for picks in left:
+                if len(picks) and not 0 <= picks.positions.min() <= picks.positions.max() < count:
+                    raise UsageError("a state's carried samples are damaged")
+            geometry = {name: dict(state["geometry"][name]) for name in ("order", "batch")}
+            begun = bool(state["begun"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"this is no state of a loader: {error!r}") from None
+        cursor = Cursor(unit, given, left)
+        return _Progress(epoch, cursor, batches, begun), count, geometry
+
+    def state_after(self, batches: int, *, epoch: int | None = None) -> dict[str, Any]:
+        """The state that this process has once it was given `batches` batches of an epoch.
+
+        What a loop over torch's DataLoader saves, whose workers are ahead of it. It is planned from
+        the beginning of the epoch, which reads no data.
+
+        Parameters
+        ----------
+        epoch
+            By default the one that is on, or comes next.
+        """
+        number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
+        wanted = at_least(0, batches, "batches")
+        progress, seen = _Progress(number, begun=True), 0
+        world = 1 if self.batch.shared else self.world_size
+        if wanted:
+            for dealt in self._deals(progress):
+                if wanted <= seen + len(dealt.batches):
+                    after = dealt.after(wanted - seen - 1)
+                    progress = _Progress(number, after, wanted * world, begun=True)
+                    break
+                seen += len(dealt.batches)
+            else:
+                raise UsageError(f"epoch {number} has only {seen} batches, not {wanted}")
+        return self._state(progress)
+
+    # Who saw what when
+
+    def samples_at(self, step: int, *, epoch: int | None = None) -> Int64s:
+        """(k,) the samples in batch `step` of this process in an epoch, in their order.
+
+        Positions among the loader's samples; found by planning, which reads no data.
+        """
+        wanted = at_least(0, step, "step")
+        for batches in self._batches_of(epoch):
+            if wanted < len(batches):
+                return batches.span(wanted, wanted + 1).picks.positions
+            wanted -= len(batches)
+        as_position(step, step - wanted, what="step")  # raises
+        raise AssertionError
+
+    def step_of(self, sample: int, *, epoch: int | None = None) -> int | None:
+        """Which batch of this process in an epoch first has `sample`; None where none has."""
+        position = as_position(sample, len(self.samples))
+        before = 0
+        for batches in self._batches_of(epoch):
+            found = np.flatnonzero(batches.picks.positions == position)
+            if len(found):
+                return before + int(np.searchsorted(batches.edges, found[0], "right")) - 1
+            before += len(batches)
+        return None
+
+    def _batches_of(self, epoch: int | None) -> Iterator[Batches]:
+        number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
+        return (dealt.batches for dealt in self._deals(_Progress(number)))
 
 
-def _iterate(loader: Loader, epoch: int) -> Generator[Any, None, None]:
-    """The batches of an epoch."""
-    plan = _Plan(loader, epoch)
-    _keep_freed_memory(plan.target)
-    lists = _results(plan.jobs(), count=loader.prefetch, limit=plan.limit)
-    try:
-        for batches in lists:
-            # Popped, so that the loop alone holds its batch.
-            batches.reverse()
-            while batches:
-                yield batches.pop()
-    finally:
-        lists.close()
-
-
-def _results(jobs: Jobs[T], *, count: int, limit: int) -> Ahead[T] | Generator[T, None, None]:
-    """The results of `jobs`, `count` of them ahead of who takes them."""
-    return Ahead(jobs, count=count, limit=limit) if count else in_turn(jobs)
+def _at_most(dims: Callable[[Int64s], Int64s], most: int, positions: Int64s) -> Int64s:
+    sizes = dims(positions)
+    sizes[:, 0] = np.minimum(sizes[:, 0], most)
+    return sizes
 
 
 def _keep_freed_memory(read_bytes: int) -> None:
@@ -200,123 +561,3 @@ def _keep_freed_memory(read_bytes: int) -> None:
     block is never touched, so that it costs some microseconds and no memory.
     """
     np.empty(min(read_bytes * 5 // 4, 2**25 - 2**14), np.uint8)
-
-
-class _Plan:
-    """How one epoch is read: its jobs, and the bytes that each may take."""
-
-    def __init__(self, loader: Loader, number: int) -> None:
-        self._loader, self._samples, self._order = loader, loader.samples, loader.order
-        self._size, self._prefetch = loader.batch.size, loader.prefetch
-        self._drop_last = loader.drop_last
-        self._number = number
-        self._cutter = Cutter(self._size, loader._collate)
-        #: Bytes of what is ready for the loop, and of windows besides.
-        self.limit = loader.budget
-        if self._order.windowed:
-            self.limit = min((loader.prefetch + 1) * _READ_BYTES, loader.budget // 8)
-        self._windows_limit = loader.budget - self.limit
-        #: What a read or piece should take: so little that as many as may be ahead fit.
-        self.target = min(_READ_BYTES, self.limit // (loader.prefetch + 1))
-
-    def jobs(self) -> Jobs[_Batches]:
-        """Jobs that make lists of batches."""
-        sizes = self._loader.sizes
-        epoch = Epoch(
-            number=self._number,
-            samples=len(self._samples),
-            sample_bytes=sizes.mean,
-            read_samples=self._whole_batches(sizes.mean),
-            window_bytes=max(1, int(self._windows_limit / 2 * _SLACK)),
-        )
-        reads = self._order.reads(epoch)
-        if self._order.windowed:
-            yield from self._from_windows(reads, sizes)
-        else:
-            for read in reads:
-                yield from self._from_read(read.positions, sizes)
-        if not self._drop_last:
-            yield 0, self._cutter.last
-
-    def _whole_batches(self, sample_bytes: float) -> int:
-        """The samples in as many batches as make a read."""
-        samples = min(self.target / sample_bytes, _READ_SAMPLES)
-        return self._size * max(1, int(samples / self._size))
-
-    def _parts(self, sizes: Int64s, room: int, begun: int = 0) -> Iterator[tuple[int, int]]:
-        """Cut samples of `sizes` bytes into runs of whole batches (at least one) within `room`.
-
-        The first `begun` samples of the first batch came with an earlier read.
-        """
-        edges = np.arange(-begun % self._size, len(sizes), self._size)
-        edges = np.unique(np.concatenate([[0], edges, [len(sizes)]]))
-        bytes_to = offsets_of(sizes)[edges]
-        start = 0
-        while start < len(edges) - 1:
-            stop = int(np.searchsorted(bytes_to, bytes_to[start] + room, "right")) - 1
-            stop = max(stop, start + 1)
-            yield int(edges[start]), int(edges[stop])
-            start = stop
-
-    # Straight from the reads
-
-    def _from_read(self, positions: Positions, sizes: Sizes) -> Jobs[_Batches]:
-        each = sizes.of(positions)
-        total = int(each.sum())
-        # What was planned by the average is cut up only where it turns out far from it.
-        room = 2 * self.target
-        for start, stop in [(0, len(each))] if total <= room else self._parts(each, room):
-            part = positions[start:stop]
-            yield int(each[start:stop].sum()), partial(self._decode_and_cut, part)
-
-    def _decode_and_cut(self, positions: Positions) -> _Batches:
-        decoded = columns.read(self._samples, positions)
-        shown = columns.show(self._samples.schema, decoded)
-        return self._cutter.feed(shown, len(positions))
-
-    # By way of windows
-
-    def _from_windows(self, reads: Iterator[Read], sizes: Sizes) -> Jobs[_Batches]:
-        windows = _results(
-            self._window_jobs(reads, sizes), count=min(self._prefetch, 1), limit=self._windows_limit
-        )
-        done = 0
-        try:
-            for decoded, emission, each in windows:
-                for start, stop in self._parts(each, self.target, done % self._size):
-                    nbytes = int(each[start:stop].sum())
-                    yield nbytes, partial(self._take_and_cut, decoded, emission, start, stop)
-                done += len(each)
-                del decoded
-        finally:
-            windows.close()
-
-    def _window_jobs(self, reads: Iterator[Read], sizes: Sizes) -> Jobs[_Decoded]:
-        for read in reads:
-            positions, emission = read.positions, read.emission
-            each = sizes.of(positions)
-            if emission is not None:
-                each = each[emission]
-            if int(each.sum()) <= self._windows_limit:
-                yield self._window(positions, emission, each)
-                continue
-            # Too large for memory: the same samples in the same order, but read in parts.
-            if emission is not None:
-                positions = positions[emission]
-            for start, stop in self._parts(each, self._windows_limit // 4):
-                yield self._window(positions[start:stop], None, each[start:stop])
-
-    def _window(self, positions: Positions, emission: Int64s | None, each: Int64s) -> Job[_Decoded]:
-        def decode() -> _Decoded:
-            return columns.read(self._samples, positions), emission, each
-
-        return int(each.sum()), decode
-
-    def _take_and_cut(
-        self, decoded: Columns, emission: Int64s | None, start: int, stop: int
-    ) -> _Batches:
-        if emission is None:
-            taken = columns.span(decoded, start, stop)
-        else:
-            taken = columns.take(decoded, emission[start:stop])
-        return self._cutter.feed(columns.show(self._samples.schema, taken), stop - start)

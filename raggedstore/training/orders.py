@@ -1,19 +1,28 @@
-"""Orders: in which order an epoch hands over the samples, and what is decoded together for that.
+"""Orders: in which order an epoch hands over the samples, and which of them are planned together.
 
-An order is a few numbers. Bound to an epoch of so many samples it gives a sequence of `Read`s,
-each computed when it is asked for from nothing but (seed, epoch, which read): nothing is kept
-per sample, and any read can be had without those before it.
+An order is a few numbers. Bound to an epoch of so many samples it gives a sequence of *units*, each
+computed when it is asked for from nothing but (seed, epoch, which unit): nothing is kept per
+sample, and any unit can be had without those before it. Samples stand in a unit in the order in
+which they come; batching rules may put those of one unit into another order (`batching.py`).
 
-`Shuffled` cuts the samples into blocks of consecutive ones, puts the blocks in a random order,
-and takes so many of them at a time as make a window; a window is decoded whole, block by block in
-file order, and its samples are handed over in a random order. Each chunk is thus decoded about
-once an epoch, where `Permuted` decodes it for every read that has a sample in it.
+`Shuffled` cuts the samples into blocks of consecutive ones and gives each block a random key. The
+keys' range is cut into windows. A window is decoded whole, block by block in file order, and its
+samples come in a random order. Each chunk is thus decoded about once an epoch, where `Permuted`
+decodes it for every read that has a sample in it.
+
+**The order contract, version 1.** Sorted by the keys of `keys.py`, samples that are appended fall
+in between the old ones, which go on following one another as they did: under `Permuted` always,
+under `Shuffled` as long as block and windows stay. Those are chosen when a loader is made, and kept
+by it and by its states (`Geometry`). A block's number of samples depends on the first samples
+alone, so that it stays; the number of windows doubles when the data have outgrown them, since a
+window of the same size can then not hold the samples that it did.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,65 +31,110 @@ import numpy.typing as npt
 
 from raggedstore.batch import expand_ranges
 from raggedstore.errors import UsageError
-from raggedstore.indexing import Positions
-from raggedstore.training.permutation import Permutation, check_seed, derive_key
+from raggedstore.training.keys import Key, Keys, check_seed, derive_key, hashed, shuffled
 from raggedstore.units import parse_bytes
 
-__all__ = ["Epoch", "Order", "Permuted", "Read", "Sequential", "Shuffled", "Windows"]
+__all__ = [
+    "ORDER_VERSION",
+    "Geometry",
+    "Order",
+    "Outlook",
+    "Permuted",
+    "Sequential",
+    "Shuffled",
+    "Units",
+    "Weighted",
+]
+
+Int64s = npt.NDArray[np.int64]
+#: What is decided by the data when a loader is made, and kept from then on.
+Geometry = dict[str, int]
+
+#: Of the contract above: another order for the same seed means another number here.
+ORDER_VERSION = 1
 
 _BLOCK_BYTES = 2**21
 
-# What a permutation is for, as the third number of its key.
-_OF_SAMPLES, _OF_BLOCKS, _IN_WINDOW = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """What is decoded together.
-
-    Parameters
-    ----------
-    positions
-        (k,) which samples.
-    emission
-        (k,) which of `positions` is handed over first, second, ...; None where they are handed
-        over as they stand.
-    """
-
-    positions: Positions
-    emission: npt.NDArray[np.int64] | None = None
+# What keys are for, as the last number that they are derived from.
+_OF_SAMPLES, _OF_BLOCKS, _IN_WINDOWS, _OF_DRAWS, _OF_BATCHES = range(5)
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
-    """What an order is bound to."""
+class Outlook:
+    """What an order may know of the samples before it is bound."""
 
-    number: int
     samples: int
     sample_bytes: float  #: of a sample, decoded, on average
-    read_samples: int  #: how many to read at a time where the order leaves it open
+    first_bytes: float  #: the same of the first 1,024 samples
+    pool: int  #: how many samples the batching rule would plan together
     window_bytes: int  #: the largest window that memory allows
+    lanes: int  #: how many processes share the epoch
+
+
+class Units(Sequence[list[Int64s]]):
+    """The units of an epoch: each a list of lanes, each (k,) samples in their order.
+
+    Lanes are batched apart and then take turns, batch by batch, so that a process that takes every
+    n-th batch reads one lane in n.
+    """
+
+    def __init__(self, count: int, key: Key | None) -> None:
+        self._count = count
+        #: What batches of one unit are shuffled by; None where they keep the samples' order.
+        self.key = key
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
+        raise NotImplementedError
 
 
 class Order(ABC):
     """In which order the samples of an epoch come."""
 
-    #: Whether reads are windows, with an emission order of their own.
+    #: Whether units are windows, decoded whole.
     windowed: ClassVar[bool] = False
 
+    def measure(self, outlook: Outlook) -> Geometry:
+        """The geometry that suits these samples."""
+        return {"unit": _power_of_two(outlook.pool)}
+
     @abstractmethod
-    def reads(self, epoch: Epoch) -> Iterator[Read]:
-        """All samples of the epoch, each once."""
+    def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
+        """The units of an epoch of `samples` samples."""
+
+    def drawn(self, samples: int) -> int:
+        """How many samples come in an epoch over `samples` samples."""
+        return samples
+
+
+def _power_of_two(number: float) -> int:
+    """The largest power of two that is at most `number`, and at least 1."""
+    return 1 << max(0, int(math.log2(max(number, 1))))
+
+
+def _parts(samples: int, each: float) -> int:
+    """The smallest power of two parts that hold at most `each` of the `samples`."""
+    return 1 << max(0, math.ceil(math.log2(max(samples / each, 1))))
 
 
 @dataclass(frozen=True, slots=True)
 class Sequential(Order):
     """The samples as they lie in the store."""
 
-    def reads(self, epoch: Epoch) -> Iterator[Read]:
-        for start in range(0, epoch.samples, epoch.read_samples):
-            stop = min(start + epoch.read_samples, epoch.samples)
-            yield Read(np.arange(start, stop, dtype=np.int64))
+    def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
+        return _Slices(samples, geometry["unit"])
+
+
+class _Slices(Units):
+    def __init__(self, samples: int, size: int) -> None:
+        super().__init__(-(-samples // size), None)
+        self._samples, self._size = samples, size
+
+    def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
+        start = number * self._size
+        return [np.arange(start, min(start + self._size, self._samples), dtype=np.int64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +156,18 @@ class Permuted(Order):
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
 
-    def reads(self, epoch: Epoch) -> Iterator[Read]:
-        shuffle = Permutation(epoch.samples, derive_key(self.seed, epoch.number, _OF_SAMPLES))
-        for start in range(0, epoch.samples, epoch.read_samples):
-            stop = min(start + epoch.read_samples, epoch.samples)
-            yield Read(shuffle(np.arange(start, stop, dtype=np.int64)))
+    def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
+        return _Permuted(samples, _parts(samples, geometry["unit"]), self.seed, epoch)
+
+
+class _Permuted(Units):
+    def __init__(self, samples: int, parts: int, seed: int, epoch: int) -> None:
+        super().__init__(parts if samples else 0, derive_key(seed, epoch, _OF_BATCHES))
+        self._samples = samples
+        self._keys = Keys(derive_key(seed, epoch, _OF_SAMPLES))
+
+    def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
+        return [self._keys.part(self._samples, number, len(self))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,67 +179,135 @@ class Shuffled(Order):
     seed
         From 0 to 2**64 - 1: another one gives other orders.
     window
-        Bytes of decoded samples to shuffle together, an int or a string such as "256MB". A
-        loader holds one window and reads the next, so that it makes the window smaller where
-        two do not fit in its budget.
+        Bytes of decoded samples to shuffle together, an int or a string such as "256MB". Windows
+        hold between half of it and all of it. A loader holds one window and reads the next, so
+        that it makes the window smaller where two do not fit in its budget.
+    lanes
+        How many windows take turns, batch by batch. With as many as processes share an epoch each
+        of them reads windows of its own, rather than a part of every window; by default as many
+        as the loader's `world_size`.
     """
 
     windowed: ClassVar[bool] = True
 
     seed: int = 0
     window: int | str = "256MB"
+    lanes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
         if parse_bytes(self.window, what="window") < 1:
             raise UsageError(f"a window has 1 byte at least, got {self.window!r}")
+        if self.lanes is not None and check_seed(self.lanes, what="lanes") < 1:
+            raise UsageError("there is 1 lane at least")
 
-    def bind(self, epoch: Epoch) -> Windows:
-        """The windows of an epoch."""
-        window = min(parse_bytes(self.window), epoch.window_bytes)
-        block = max(1, int(min(_BLOCK_BYTES, window / 2) / epoch.sample_bytes))
-        group = max(2, int(window / (block * epoch.sample_bytes)))
-        return Windows(epoch.samples, block, group, self.seed, epoch.number)
+    def measure(self, outlook: Outlook) -> Geometry:
+        window = min(parse_bytes(self.window), outlook.window_bytes)
+        block = _power_of_two(min(_BLOCK_BYTES, window / 8) / outlook.first_bytes)
+        windows = _parts(math.ceil(outlook.samples * outlook.sample_bytes), window)
+        # Two blocks at least in a window, or nothing would be mixed.
+        blocks = -(-outlook.samples // block)
+        windows = min(windows, _power_of_two(blocks / 2))
+        return {
+            "block": block,
+            "windows": windows,
+            "lanes": min(outlook.lanes if self.lanes is None else self.lanes, windows),
+        }
 
-    def reads(self, epoch: Epoch) -> Iterator[Read]:
-        windows = self.bind(epoch)
-        for number in range(len(windows)):
-            yield windows[number]
+    def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
+        return _Windows(samples, geometry, self.seed, epoch)
 
 
-class Windows:
-    """The windows of one epoch of `Shuffled`: a sequence of `Read`s.
+class _Windows(Units):
+    def __init__(self, samples: int, geometry: Geometry, seed: int, epoch: int) -> None:
+        self._samples, self._block = samples, geometry["block"]
+        self._windows, self._lanes = geometry["windows"], geometry["lanes"]
+        count = -(-self._windows // self._lanes) if samples else 0
+        super().__init__(count, derive_key(seed, epoch, _OF_BATCHES))
+        # With `exact` at 0 windows get as many blocks each as can be.
+        blocks = Keys(derive_key(seed, epoch, _OF_BLOCKS), exact=0)
+        self._blocks = blocks.parts(-(-samples // self._block), self._windows)
+        self._key = derive_key(seed, epoch, _IN_WINDOWS)
+
+    def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
+        first = number * self._lanes
+        last = min(first + self._lanes, self._windows)
+        return [self._window(i) for i in range(first, last)]
+
+    def _window(self, number: int) -> Int64s:
+        starts = np.sort(self._blocks[number]) * self._block
+        lengths = np.minimum(starts + self._block, self._samples) - starts
+        return shuffled(expand_ranges(starts, lengths), self._key)
+
+
+class Weighted(Order):
+    """Samples drawn with replacement, each in proportion to its weight.
 
     Parameters
     ----------
-    samples
-        How many samples there are.
-    block
-        Consecutive samples in a block; the last block may have fewer.
-    group
-        Blocks in a window, at most, unless one would be left alone.
-    seed, epoch
-        What all permutations are drawn by.
+    weights
+        (n,) a weight of at least 0 for each of the samples that take part.
+    seed
+        From 0 to 2**64 - 1.
+    count
+        Draws in an epoch, by default n.
+
+    Notes
+    -----
+    Each draw stands by itself, computed from (seed, epoch, which draw): by inverting the cumulated
+    weights.
     """
 
-    def __init__(self, samples: int, block: int, group: int, seed: int, epoch: int) -> None:
-        self.samples, self.block = samples, block
-        self._key = (seed, epoch)
-        self.blocks = -(-samples // block)
-        # Windows of nearly the same number of blocks, rather than a last one of a few.
-        count = -(-self.blocks // group)
-        if count and self.blocks // count < 2:
-            count = max(1, self.blocks // 2)
-        self._count = count
-        self._shuffle = Permutation(self.blocks, derive_key(seed, epoch, _OF_BLOCKS))
+    def __init__(self, weights: npt.ArrayLike, seed: int = 0, *, count: int | None = None) -> None:
+        try:
+            given = np.asarray(weights, np.float64)
+        except (TypeError, ValueError):
+            raise UsageError("weights are numbers, one for each sample") from None
+        if given.ndim != 1 or not np.isfinite(given).all() or (given < 0).any():
+            raise UsageError("weights are finite numbers of at least 0, one for each sample")
+        if len(given) and not given.any():
+            raise UsageError("all weights are 0: no sample can be drawn")
+        self.seed = check_seed(seed)
+        self.count = None if count is None else check_seed(count, what="count")
+        self._total = np.cumsum(given)
 
-    def __len__(self) -> int:
-        return self._count
+    @classmethod
+    def balanced(
+        cls, labels: npt.ArrayLike, seed: int = 0, *, count: int | None = None
+    ) -> Weighted:
+        """Each class equally often: `labels` is the (n,) class of each sample."""
+        array = np.asarray(labels)
+        if array.ndim != 1:
+            raise UsageError("labels hold one class for each sample")
+        _, classes, sizes = np.unique(array, return_inverse=True, return_counts=True)
+        return cls(1 / sizes[classes], seed, count=count)
 
-    def __getitem__(self, number: int) -> Read:
-        first, last = (self.blocks * i // self._count for i in (number, number + 1))
-        chosen = np.sort(self._shuffle(np.arange(first, last, dtype=np.int64)))
-        starts = chosen * self.block
-        positions = expand_ranges(starts, np.minimum(starts + self.block, self.samples) - starts)
-        shuffle = Permutation(len(positions), derive_key(*self._key, _IN_WINDOW, number))
-        return Read(positions, shuffle(np.arange(len(positions), dtype=np.int64)))
+    def __repr__(self) -> str:
+        many = "" if self.count is None else f", count={self.count}"
+        return f"Weighted(<{len(self._total)} weights>, seed={self.seed}{many})"
+
+    def drawn(self, samples: int) -> int:
+        if samples != len(self._total):
+            raise UsageError(f"{len(self._total)} weights for {samples} samples")
+        return samples if self.count is None or not samples else self.count
+
+    def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
+        return _Draws(self._total, self.drawn(samples), geometry["unit"], (self.seed, epoch))
+
+
+class _Draws(Units):
+    def __init__(
+        self, total: npt.NDArray[np.float64], count: int, size: int, key: tuple[int, int]
+    ) -> None:
+        super().__init__(-(-count // size), derive_key(*key, _OF_BATCHES))
+        self._total, self._draws, self._size = total, count, size
+        self._key = derive_key(*key, _OF_DRAWS)
+
+    def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
+        start = number * self._size
+        draws = np.arange(start, min(start + self._size, self._draws), dtype=np.int64)
+        uniform = (hashed(draws, self._key) >> np.uint64(11)) * 2.0**-53
+        # Rounded up to the total, it would fall behind the last; "right" passes weights of 0.
+        drawn = np.searchsorted(self._total, uniform * self._total[-1], "right")
+        last = int(np.searchsorted(self._total, self._total[-1]))
+        return [np.minimum(drawn, last).astype(np.int64)]

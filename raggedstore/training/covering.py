@@ -1,0 +1,73 @@
+"""Which samples take part: those of one version of a store, less what a rule leaves out."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from raggedstore.errors import UsageError
+from raggedstore.indexing import Positions
+from raggedstore.samples import Samples, Selection
+from raggedstore.store.store import Store
+from raggedstore.where import is_rule, resolve
+
+__all__ = ["Cover", "check_grows"]
+
+
+class _First(Selection):
+    """The first `count` samples, however many more there come to be."""
+
+    def __init__(self, base: Samples, fields: tuple[str, ...] | None, count: int) -> None:
+        super().__init__(base, None, fields)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class Cover:
+    """The samples of `base` that `where` lets take part, of as many as there then are.
+
+    A rule or function is asked about each sample once; a mask or positions say once and for all.
+    """
+
+    def __init__(self, base: Samples, where: Any, fields: tuple[str, ...] | None) -> None:
+        self._base, self._where, self._fields = base, where, fields
+        self._positions: Positions | None = None
+        self._asked = 0
+
+    def first(self, count: int) -> Samples:
+        """Those that take part of the first `count` samples."""
+        if self._where is None:
+            return _First(self._base, self._fields, count)
+        if self._positions is None or (is_rule(self._where) and count > self._asked):
+            more = resolve(self._where, self._base, self._asked, count)
+            assert more is not None
+            known = more[:0] if self._positions is None else self._positions
+            self._positions, self._asked = np.concatenate([known, more]), count
+        positions = self._positions
+        if is_rule(self._where) and count < self._asked:
+            positions = positions[: int(np.searchsorted(positions, count))]
+        return self._base.select(positions, fields=self._fields)
+
+    def digest(self) -> str:
+        """What tells one `where` from another: a rule itself, or a few letters."""
+        if self._where is None or isinstance(self._where, str):
+            return repr(self._where)
+        if callable(self._where):
+            name = getattr(self._where, "__qualname__", type(self._where).__qualname__)
+            return f"function {name}"
+        chosen = resolve(self._where, self._base, 0, self._asked)
+        assert chosen is not None
+        return hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def check_grows(samples: Samples) -> Store:
+    """`samples` as the store that it is; UsageError where it is none, and can't take a version."""
+    if not isinstance(samples, Store):
+        raise UsageError(
+            f"only a loader of a store can take a newer version, and this is one of {samples!r}"
+        )
+    return samples

@@ -1,0 +1,82 @@
+"""`Crop`: windows of long samples instead of the samples, of which nothing else is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import UsageError
+from raggedstore.schema import Schema
+from raggedstore.training.batching import at_least
+from raggedstore.training.keys import check_seed, derive_key, hashed
+
+__all__ = ["Crop"]
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """At most `length` steps of each sample, along the first dimension.
+
+    Parameters
+    ----------
+    field
+        A field whose first dimension is ragged, or several that are of the same lengths sample by
+        sample; all are cut alike.
+    length
+        Steps to keep. Shorter samples stay whole.
+    seed
+        Of the random places; another place each epoch.
+    at
+        "random", "start", "center" or "end".
+    """
+
+    field: str | Sequence[str]
+    length: int
+    seed: int = 0
+    at: Literal["random", "start", "center", "end"] = "random"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str):
+            object.__setattr__(self, "field", tuple(self.field))
+        if not self.field:
+            raise UsageError("Crop wants the name of a field")
+        object.__setattr__(self, "length", at_least(0, self.length, "a crop's length"))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        if self.at not in ("random", "start", "center", "end"):
+            raise UsageError(f"a crop is at 'random', 'start', 'center' or 'end', got {self.at!r}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that it cuts; the lengths of the first one decide."""
+        return (self.field,) if isinstance(self.field, str) else tuple(self.field)
+
+    def check(self, schema: Schema) -> None:
+        """UsageError where a field can not be cut."""
+        for name in self.fields:
+            field = schema[name]
+            if field.kind == "str":
+                raise UsageError(f"{self!r}: cutting text {name!r} would cut through characters")
+            if not field.is_ragged or not field.shape or field.shape[0] is not None:
+                raise UsageError(f"{self!r}: field {name!r} has no ragged first dimension")
+
+    def windows(self, positions: Int64s, lengths: Int64s, epoch: int) -> tuple[Int64s, Int64s]:
+        """(k,) where the window of each sample begins and ends."""
+        room = np.maximum(lengths - self.length, 0)
+        if self.at == "random":
+            key = derive_key(self.seed, epoch, 0xC309)
+            # The high half of a product of 32 bits each: a number from 0 to `room`.
+            chance = (hashed(positions, key) >> np.uint64(32)).astype(np.int64)
+            starts = (
+                (chance * (room + 1)) >> 32
+                if room.max(initial=0) < 2**30
+                else (chance % (room + 1))
+            )
+        else:
+            starts = {"start": room * 0, "center": room // 2, "end": room}[self.at]
+        return starts, np.minimum(starts + self.length, lengths)

@@ -1,0 +1,212 @@
+"""Dealing: the batches of an epoch, one after another, to the processes that share it.
+
+An epoch is one sequence of batches, which depends on the order, the rule and the samples, and on
+nothing else: each unit of the order becomes batches, and hands what is left over to the next. All
+processes plan the whole sequence, which reads no data, and the batches are dealt like cards: of
+`world_size` processes number r takes batch r of each *step* of `world_size` batches. So whatever
+the rule, their parts are disjoint and complete, and equal up to the last step, which ``even``
+settles. Where a process hands its share on to torch workers, worker w of n takes every n-th step.
+
+A `Cursor` says how far the sequence is dealt out, in terms of a unit. What is left is dealt from
+there, to as many processes as there then are: resuming reads and replays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.training.batching import Pool, Rule
+from raggedstore.training.keys import derive_key
+from raggedstore.training.orders import Units
+from raggedstore.training.picks import Batches, Picks
+
+__all__ = ["Cursor", "Dealt", "Even", "Plan", "Share", "deal"]
+
+Int64s = npt.NDArray[np.int64]
+Even = Literal["pad", "drop"] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cursor:
+    """How much of an epoch is dealt out.
+
+    Parameters
+    ----------
+    unit
+        The unit that is being dealt.
+    given
+        How many of its batches are; where more than it has, so many of the units after it.
+    left
+        For each lane what was left over when the unit began.
+    """
+
+    unit: int = 0
+    given: int = 0
+    left: Sequence[Picks] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Whose batches: `rank` of `world_size` processes, `worker` of its `workers`.
+
+    `phase` steps the workers had before the cursor.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    worker: int = 0
+    workers: int = 1
+    phase: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dealt:
+    """A share's batches of one unit.
+
+    Parameters
+    ----------
+    batches
+        Those of the share.
+    unit, left
+        As in `Cursor`.
+    given
+        (m,) how many of the unit's batches are dealt out once each of them is done with: by all
+        processes, which are at the same step.
+    steps
+        (m,) the step of each, counted from the cursor.
+    """
+
+    batches: Batches
+    unit: int
+    left: Sequence[Picks]
+    given: Int64s
+    steps: Int64s
+
+    def span(self, first: int, last: int) -> Dealt:
+        """Batches `first` to `last` of these."""
+        part = slice(first, last)
+        batches = self.batches.span(first, last)
+        return Dealt(batches, self.unit, self.left, self.given[part], self.steps[part])
+
+    def after(self, number: int) -> Cursor:
+        """Where the epoch goes on after batch `number`."""
+        return Cursor(self.unit, int(self.given[number]), self.left)
+
+
+class Plan:
+    """The batches of one epoch, unit by unit.
+
+    Parameters
+    ----------
+    units
+        Of the order.
+    rule, geometry
+        What makes batches of them.
+    sizes
+        Gives the (k, r) ragged dimensions of samples in the rule's field.
+    drop_last
+        Whether to leave out what makes no whole batch at the end.
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        rule: Rule,
+        geometry: dict[str, Any],
+        sizes: Callable[[Int64s], Int64s] | None,
+        *,
+        drop_last: bool,
+    ) -> None:
+        self._units, self._rule, self._geometry = units, rule, geometry
+        self._sizes, self._drop_last = sizes, drop_last
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def unit(self, number: int, left: Sequence[Picks]) -> tuple[Batches, list[Picks]]:
+        """The batches of a unit, and what each of its lanes has left over for the next."""
+        lanes = self._units[number]
+        last = number == len(self) - 1
+        # As one at the end, so that there is one short batch at most.
+        if last or self._rule.shared:
+            lanes, left = [np.concatenate(lanes)], [Picks.join(left)]
+        made, over = [], []
+        for lane, fresh in enumerate(lanes):
+            held = left[lane] if lane < len(left) else Picks.none()
+            sizes = None
+            if self._sizes is not None:
+                sizes = self._sizes(np.concatenate([held.positions, fresh]))
+            key = self._units.key
+            if key is not None:
+                key = derive_key(int(key[0]), number, lane)
+            pool = Pool(held, fresh, sizes, key, last, self._drop_last)
+            batches, rest = self._rule.plan(pool, self._geometry)
+            made.append(batches)
+            over.append(rest)
+        return _in_turn(made), over
+
+
+def _in_turn(lanes: Sequence[Batches]) -> Batches:
+    """The first batch of each lane, the second of each, and so on."""
+    if len(lanes) == 1:
+        return lanes[0]
+    turn = np.concatenate([np.arange(len(lane), dtype=np.int64) for lane in lanes])
+    return Batches.join(lanes).take(np.argsort(turn, kind="stable"))
+
+
+def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0) -> Iterator[Dealt]:
+    """A share's batches from `cursor` to the end of the epoch, unit by unit.
+
+    Parameters
+    ----------
+    even
+        What becomes of a last step with fewer batches than there are processes: None, and the
+        processes after those have one batch less; "drop", and nobody has it; or "pad", and they
+        have those batches a second time.
+    rows
+        Where each batch is everybody's, how many of its rows are each process's.
+    """
+    world, rank = (1, 0) if rows else (share.world_size, share.rank)
+    step, tail, left, skip = 0, Batches.none(), cursor.left, cursor.given
+
+    def mine(batches: Batches, steps: Int64s) -> tuple[Batches, Int64s]:
+        """Which of `steps` are this worker's, and its batches, one of them in each step."""
+        here = np.flatnonzero((steps + share.phase) % share.workers == share.worker)
+        taken = batches.take(here * world + rank)
+        return _rows_of(taken, share.rank, rows) if rows else taken, steps[here]
+
+    for number in range(cursor.unit, len(plan)):
+        before = left
+        batches, left = plan.unit(number, before)
+        if skip >= len(batches):
+            skip -= len(batches)
+            continue
+        begun = len(tail)
+        together = Batches.join([tail, batches.span(skip, len(batches))])
+        whole = len(together) // world
+        taken, steps = mine(together, np.arange(step, step + whole, dtype=np.int64))
+        yield Dealt(taken, number, before, (steps - step + 1) * world - begun + skip, steps)
+        tail = together.span(whole * world, len(together))
+        step, skip = step + whole, 0
+    here = (step + share.phase) % share.workers == share.worker
+    if here and len(tail) and even != "drop" and (even == "pad" or rank < len(tail)):
+        taken = tail.take(np.array([rank % len(tail)]))
+        yield Dealt(taken, len(plan), (), np.zeros(1, np.int64), np.array([step]))
+
+
+def _rows_of(batches: Batches, rank: int, rows: int) -> Batches:
+    """Of each batch the rows of process `rank`, numbered from 0."""
+    picks = batches.picks
+    assert picks.rows is not None
+    here = np.flatnonzero(picks.rows // rows == rank)
+    chosen = picks.take(here)
+    assert chosen.rows is not None
+    return Batches(
+        Picks(chosen.positions, chosen.starts, chosen.stops, chosen.rows % rows),
+        np.searchsorted(here, batches.edges).astype(np.int64),
+    )

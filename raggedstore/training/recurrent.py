@@ -1,0 +1,186 @@
+"""Windows of sequences, for truncated back-propagation through time.
+
+A batch is the next window of each of several streams. A stream plays one sequence after another,
+each from its beginning to its end, so that a network carries its state from batch to batch and
+forgets it where a flag says that a sequence begins. The next sequence goes to the stream that runs
+out first, which keeps the streams together: what a stream has left to play when a unit is through
+is at most one sequence.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.batch import expand_ranges
+from raggedstore.errors import UsageError
+from raggedstore.indexing import stable_order
+from raggedstore.schema import Schema
+from raggedstore.training.batching import Pool, Rule, at_least
+from raggedstore.training.packing import check_vectors
+from raggedstore.training.picks import Batches, Picks
+
+__all__ = ["BEYOND", "Windowed"]
+
+Int64s = npt.NDArray[np.int64]
+
+#: Where the window of a stream that has run out begins and ends.
+BEYOND = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Windowed(Rule):
+    """Batches of one window of each of `streams` parallel streams of sequences.
+
+    Each batch has as many rows as there are streams: in row i the next window of stream i, and in
+    ``batch["reset"]``, (streams,) bool, whether a sequence begins there. Other fields are those of
+    the sequence. At the end of an epoch streams that have run out have windows of length 0.
+
+    Parameters
+    ----------
+    field
+        A field whose first dimension alone is ragged, or several that are of the same lengths
+        sample by sample; all are cut alike.
+    length
+        Steps in a window; the last one of a sequence may have fewer.
+    stride
+        Steps from one window to the next, by default `length`; with fewer they overlap.
+    streams
+        Rows of a batch, for each of the processes that share an epoch.
+    """
+
+    shared: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
+    adds: ClassVar[tuple[str, ...]] = ("reset",)
+
+    field: str | Sequence[str]
+    length: int
+    stride: int | None = None
+    streams: int = 32
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str):
+            object.__setattr__(self, "field", tuple(self.field))
+        if not self.field:
+            raise UsageError("Windowed wants the name of a field")
+        object.__setattr__(self, "length", at_least(1, self.length, "a window's length"))
+        stride = self.length if self.stride is None else at_least(1, self.stride, "stride")
+        if stride > self.length:
+            raise UsageError(f"a stride of {stride} would skip steps between windows")
+        object.__setattr__(self, "stride", stride)
+        object.__setattr__(self, "streams", at_least(1, self.streams, "streams"))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,) if isinstance(self.field, str) else tuple(self.field)
+
+    @property
+    def pool(self) -> int:
+        return max(2**10, 4 * self.streams)
+
+    @property
+    def multiple_of(self) -> int:
+        return self.length
+
+    def check(self, schema: Schema) -> None:
+        check_vectors(self, schema)
+
+    def measure(self, sizes: Callable[[], Int64s], world_size: int) -> dict[str, Any]:
+        return {"streams": self.streams * world_size}
+
+    def share(self, world_size: int, geometry: dict[str, Any]) -> int:
+        streams: int = geometry["streams"]
+        if streams % world_size:
+            raise UsageError(
+                f"{streams} streams, as this run was begun with, do not divide among "
+                f"{world_size} processes"
+            )
+        return streams // world_size
+
+    def dress(self, columns: dict[str, Any], picks: Picks) -> dict[str, Any]:
+        return {**columns, "reset": picks.starts == 0}
+
+    def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
+        assert pool.sizes is not None and self.stride is not None
+        streams: int = geometry["streams"]
+        lengths = pool.sizes[:, 0]
+        stream, position, start = self._dealt(pool, lengths, streams)
+        if not len(stream):
+            return Batches.none(), Picks.none()
+        lengths = lengths[position]
+        windows = self._windows(lengths - start)
+        # Each window's stream, and its turn in it: by stream, then sequence, then time.
+        order = stable_order(stream)
+        stream, position, start, lengths, windows = (
+            a[order] for a in (stream, position, start, lengths, windows)
+        )
+        ends = np.cumsum(windows)
+        first = np.searchsorted(stream, np.arange(streams))
+        before = np.append(0, ends)[first]  # windows of the streams before
+        each = np.diff(np.append(before, ends[-1]))
+        owner = np.repeat(np.arange(len(windows)), windows)
+        turn = np.arange(ends[-1]) - before[stream][owner]
+        begin = start[owner] + expand_ranges(np.zeros_like(windows), windows) * self.stride
+        turns = int(each.max() if pool.last and not pool.drop_last else each.min())
+        # What comes after the last whole turn is one window for each stream where to go on.
+        left = Picks.none()
+        picks_of = pool.positions
+        if not pool.last:
+            rest = np.flatnonzero(turn == turns)
+            left = Picks(picks_of[position[owner[rest]]], begin[rest], None, stream[owner[rest]])
+        here = np.flatnonzero(turn < turns)
+        picks = Picks(
+            picks_of[position[owner[here]]],
+            begin[here],
+            np.minimum(begin[here] + self.length, lengths[owner[here]]),
+            stream[owner[here]],
+        )
+        return self._in_turns(picks, turn[here], turns, streams), left
+
+    def _dealt(self, pool: Pool, lengths: Int64s, streams: int) -> tuple[Int64s, Int64s, Int64s]:
+        """For each sequence its stream, which of the pool's it is, and where it goes on."""
+        count, held = len(lengths), len(pool.left)
+        stream, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        if held:
+            assert pool.left.rows is not None and pool.left.starts is not None
+            stream[:held], start[:held] = pool.left.rows, pool.left.starts
+        windows = self._windows(lengths - start)
+        busy = np.zeros(streams, np.int64)
+        np.add.at(busy, stream[:held], windows[:held])
+        heap = list(zip(busy.tolist(), range(streams), strict=True))
+        heapq.heapify(heap)
+        dealt = []
+        for more in windows[held:].tolist():
+            until, which = heap[0]
+            dealt.append(which)
+            heapq.heapreplace(heap, (until + more, which))
+        stream[held:] = dealt
+        return stream, np.arange(count, dtype=np.int64), start
+
+    def _windows(self, lengths: Int64s) -> Int64s:
+        """How many windows sequences of `lengths` make, each 1 at least."""
+        assert self.stride is not None
+        return 1 + np.maximum(-(-(lengths - self.length) // self.stride), 0)
+
+    def _in_turns(self, picks: Picks, turn: Int64s, turns: int, streams: int) -> Batches:
+        """One batch for each turn, with a row for every stream."""
+        assert picks.starts is not None and picks.stops is not None and picks.rows is not None
+        # A stream that has run out shows nothing of what it played last, or of any sample.
+        columns = [np.zeros((turns, streams), np.int64) for _ in range(3)]
+        if len(picks):
+            columns[0][:] = picks.positions[0]
+        columns[1][:] = columns[2][:] = BEYOND
+        place = (turn, picks.rows)
+        for column, known in zip(
+            columns, (picks.positions, picks.starts, picks.stops), strict=True
+        ):
+            column[place] = known
+        rows = np.tile(np.arange(streams, dtype=np.int64), turns)
+        edges = np.arange(turns + 1, dtype=np.int64) * streams
+        positions, starts, stops = (column.reshape(-1) for column in columns)
+        return Batches(Picks(positions, starts, stops, rows), edges)

@@ -1,0 +1,440 @@
+"""Every order, rule, number of processes and workers, and every place to go on from: the samples of
+an epoch come exactly once, and a run that was interrupted equals one that was not, bit by bit."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import raggedstore as rs
+from raggedstore.training import (
+    Bucketed,
+    Crop,
+    FixedSize,
+    Loader,
+    Packed,
+    PackedRows,
+    Permuted,
+    Sequential,
+    Shuffled,
+    TokenBudget,
+    Weighted,
+    Windowed,
+)
+
+COUNT = 157
+ORDERS = [
+    Sequential(),
+    Permuted(3),
+    Shuffled(3, window=6000),
+    Shuffled(3, window=900),
+    Shuffled(4, window=900, lanes=3),
+]
+RULES = [
+    FixedSize(10),
+    FixedSize(1),
+    FixedSize(400),
+    TokenBudget("a", 120),
+    TokenBudget("a", 100, multiple_of=8),
+    TokenBudget("a", 90, padded=False),
+    TokenBudget("image", 60),
+    Bucketed("a", 8),
+    Bucketed("a", 8, edges=[10, 20]),
+    Bucketed("image", 7, quantiles=4),
+]
+CUTTING = [
+    Packed("a", 32, rows=4),
+    Packed(("a", "b"), 50, rows=3),
+    Packed("a", 20, rows=2, longer="drop"),
+    Windowed("a", 8, streams=4),
+    Windowed(("a", "b"), 8, stride=5, streams=3),
+]
+
+
+def length(i: int) -> int:
+    return (i * 37) % 41
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> rs.Store:
+    path = tmp_path_factory.mktemp("dealing") / "store"
+    store = rs.create(
+        path,
+        {
+            "a": rs.Field("int32", (None,)),
+            "b": rs.Field("float32", (None, 2)),
+            "image": rs.Field("uint8", (None, None)),
+            "i": rs.Field("int64"),
+        },
+    )
+    with store.writer() as writer:
+        writer.extend(
+            {
+                "a": np.arange(length(i)) + 1000 * i,
+                "b": np.full((length(i), 2), i, "f4"),
+                "image": np.full((i % 5, i % 7), i % 256, "u1"),
+                "i": i,
+            }
+            for i in range(COUNT)
+        )
+    return rs.open(path)
+
+
+def plain(batch: Any) -> Any:
+    """A batch as lists, to compare."""
+    if isinstance(batch, dict):
+        return {name: plain(column) for name, column in batch.items()}
+    if isinstance(batch, PackedRows):
+        return [plain(batch.batch), batch.row.tolist(), batch.shape]
+    if isinstance(batch, rs.RaggedBatch):
+        return [batch.values.tolist(), batch.shapes.tolist()]
+    return batch.tolist() if isinstance(batch, np.ndarray) else batch
+
+
+def run(loader: Loader, workers: int = 1) -> list[Any]:
+    """One epoch as `workers` torch workers would hand it over: in turn, until one has no more."""
+    if workers == 1:
+        return [plain(batch) for batch in loader]
+    hands = [copy.copy(loader).iterate(w, workers) for w in range(workers)]
+    out: list[Any] = []
+    try:
+        while True:
+            for hand in hands:
+                out.append(plain(next(hand)))
+    except StopIteration:
+        assert all(next(hand, None) is None for hand in hands)
+    return out
+
+
+def ids(batches: list[Any]) -> Counter[int]:
+    return Counter(i for batch in batches for i in batch["i"])
+
+
+def steps_of(batches: list[Any], fields: str = "a") -> Counter[int]:
+    """How often each value of field a came."""
+    parts = [batch["a"][0] if "reset" in batch else batch["a"][0][0] for batch in batches]
+    return Counter(itertools.chain.from_iterable(parts))
+
+
+def all_steps(where: Any = range(COUNT)) -> Counter[int]:
+    return Counter(1000 * i + t for i in where for t in range(length(i)))
+
+
+def ranks(store: rs.Store, world: int, **options: Any) -> list[Loader]:
+    return [Loader(store, rank=r, world_size=world, prefetch=0, **options) for r in range(world)]
+
+
+MANY = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@MANY
+@given(
+    order=st.sampled_from(ORDERS),
+    rule=st.sampled_from(RULES),
+    world=st.integers(1, 4),
+    workers=st.integers(1, 3),
+    epoch=st.integers(0, 5),
+)
+def test_processes_share_each_epoch_exactly(
+    store: rs.Store, order: Any, rule: Any, world: int, workers: int, epoch: int
+) -> None:
+    loaders = ranks(store, world, order=order, batch=rule)
+    parts = []
+    for loader in loaders:
+        loader.set_epoch(epoch)
+        batches = len(loader)
+        parts.append(run(loader))
+        assert batches == len(parts[-1])
+        loader.set_epoch(epoch)
+        assert run(loader, workers) == parts[-1]
+
+    assert sum((ids(part) for part in parts), Counter()) == Counter(range(COUNT))
+    lengths = [len(part) for part in parts]
+    assert sorted(lengths, reverse=True) == lengths and lengths[0] - lengths[-1] <= 1
+
+
+@MANY
+@given(
+    order=st.sampled_from(ORDERS),
+    rule=st.sampled_from(RULES + CUTTING[:3]),
+    world=st.integers(1, 5),
+    even=st.sampled_from(["pad", "drop"]),
+    drop_last=st.booleans(),
+)
+def test_even_processes_have_equally_many_batches(
+    store: rs.Store, order: Any, rule: Any, world: int, even: Any, drop_last: bool
+) -> None:
+    options = {"order": order, "batch": rule, "drop_last": drop_last}
+    everything = run(Loader(store, prefetch=0, **_same_lanes(options, world)))
+    parts = [run(loader) for loader in ranks(store, world, even=even, **options)]
+
+    steps = len(everything) // world + (even == "pad" and bool(len(everything) % world))
+    assert [len(part) for part in parts] == [steps] * world
+    dealt = [parts[i % world][i // world] for i in range(steps * world)]
+    there = min(len(everything), len(dealt))
+    assert dealt[:there] == everything[:there]
+    for extra in dealt[there:]:
+        assert extra in everything[-(len(everything) % world) :]
+
+
+def _same_lanes(options: dict[str, Any], world: int) -> dict[str, Any]:
+    """By default there are as many lanes as processes."""
+    order = options["order"]
+    if isinstance(order, Shuffled) and order.lanes is None:
+        return {**options, "order": Shuffled(order.seed, order.window, lanes=world)}
+    return options
+
+
+@MANY
+@given(
+    order=st.sampled_from(ORDERS),
+    rule=st.sampled_from(RULES + CUTTING),
+    world=st.integers(1, 3),
+    even=st.sampled_from([None, "pad", "drop"]),
+    drop_last=st.booleans(),
+    crop=st.sampled_from([(), Crop("image", 2, seed=1)]),
+    data=st.data(),
+)
+def test_an_interrupted_run_equals_one_that_was_not(
+    store: rs.Store, data: Any, world: int, **options: Any
+) -> None:
+    if options["crop"] and options["rule"].fields == ("image",):
+        options["crop"] = ()
+    options["batch"] = options.pop("rule")
+    rank = data.draw(st.integers(0, world - 1))
+    whole = ranks(store, world, **options)[rank]
+    batches = run(whole)
+    following = run(whole)
+    stop = data.draw(st.integers(0, len(batches)))
+
+    first = ranks(store, world, **options)[rank]
+    iterator = iter(first)
+    got = [plain(next(iterator)) for _ in range(stop)]
+    state = json.loads(json.dumps(first.state_dict()))
+    second = ranks(store, world, **options)[rank]
+    second.load_state_dict(state)
+    shared = run(copy.copy(second), data.draw(st.integers(2, 3)))
+    rest = run(second)
+
+    assert got + rest == batches
+    assert shared == rest
+    assert second.epoch == 1
+    assert run(second) == following
+    if stop:
+        assert json.loads(json.dumps(whole.state_after(stop, epoch=0))) == state
+
+
+@MANY
+@given(
+    order=st.sampled_from(ORDERS),
+    rule=st.sampled_from(RULES),
+    before=st.integers(1, 4),
+    after=st.integers(1, 4),
+    even=st.sampled_from([None, "pad"]),
+    data=st.data(),
+)
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    store: rs.Store, order: Any, rule: Any, before: int, after: int, even: Any, data: Any
+) -> None:
+    loaders = ranks(store, before, order=order, batch=rule, even=even)
+    iterators = [iter(loader) for loader in loaders]
+    steps = data.draw(st.integers(0, min(len(loader) for loader in loaders)))
+    seen = [plain(next(iterator)) for _ in range(steps) for iterator in iterators]
+    state = json.loads(json.dumps(data.draw(st.sampled_from(loaders)).state_dict()))
+
+    others = ranks(store, after, order=order, batch=rule, even=even)
+    for loader in others:
+        loader.load_state_dict(state)
+    rest = [run(loader, data.draw(st.integers(1, 2))) for loader in others]
+
+    came = ids(seen) + sum((ids(part) for part in rest), Counter())
+    assert set(came) == set(range(COUNT))
+    if even is None:
+        assert max(came.values(), default=1) == 1
+    else:
+        assert len({len(part) for part in rest}) == 1
+
+
+@MANY
+@given(order=st.sampled_from(ORDERS), rule=st.sampled_from(CUTTING), world=st.integers(1, 3))
+def test_parts_join_to_the_samples(store: rs.Store, order: Any, rule: Any, world: int) -> None:
+    if getattr(rule, "stride", None) == 5:
+        return  # overlaps; tests/training/test_recurrent.py has it
+    parts = [run(loader) for loader in ranks(store, world, order=order, batch=rule)]
+
+    came = sum((steps_of(part) for part in parts), Counter())
+
+    kept = range(COUNT)
+    if getattr(rule, "longer", "") == "drop":
+        kept = [i for i in kept if length(i) <= rule.length]  # type: ignore[assignment]
+    assert came == all_steps(kept)
+
+
+def test_draws_with_replacement_go_on_too(store: rs.Store) -> None:
+    weights = np.arange(COUNT) % 3
+    order = Weighted(weights, seed=5, count=1000)
+    loader = Loader(store, order=order, batch=16)
+    batches = run(loader)
+
+    drawn = ids(batches)
+    assert sum(drawn.values()) == 1000 and len(loader) == 63
+    assert not any(i % 3 == 0 for i in drawn)
+    twice = sum(n for i, n in drawn.items() if i % 3 == 2)
+    assert 600 < twice < 733  # of 667
+    loader.load_state_dict(loader.state_after(20, epoch=0))
+    assert run(loader) == batches[20:]
+
+
+def test_who_saw_what_when(store: rs.Store) -> None:
+    loader = Loader(store, order=Shuffled(1, window=900), batch=Bucketed("a", 6), world_size=2)
+    batches = run(loader)
+
+    for step in (0, 3, len(batches) - 1):
+        assert loader.samples_at(step, epoch=0).tolist() == batches[step]["i"]
+        assert loader.step_of(batches[step]["i"][-1], epoch=0) == step
+    with pytest.raises(IndexError):
+        loader.samples_at(len(batches), epoch=0)
+    other = Loader(
+        store, order=Shuffled(1, window=900), batch=Bucketed("a", 6), world_size=2, rank=1
+    )
+    assert other.step_of(batches[0]["i"][0], epoch=0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 9}, "format 9"),
+        ({"options": {}}, "no state"),
+        ({"epoch": -1}, "epoch must be at least 0"),
+        ({"epoch": 1.5}, "epoch must be an int"),
+        ({"left": [[[1, 2], [3], None, None]]}, "damaged"),
+        ({"left": [[[10**6], None, None, None]]}, "damaged"),
+        ({"samples": 10**6}, "only 157"),
+        ({"geometry": None}, "no state"),
+    ],
+)
+def test_states_that_are_none_are_refused_and_change_nothing(
+    store: rs.Store, change: dict[str, Any], words: str
+) -> None:
+    loader = Loader(store, batch=20)
+    state = loader.state_dict()
+
+    with pytest.raises(rs.UsageError, match=words):
+        loader.load_state_dict({**state, **change})
+    with pytest.raises(rs.UsageError):
+        loader.load_state_dict({})
+
+    assert ids(run(loader)) == Counter(range(COUNT))
+
+
+def test_a_state_of_another_loader_says_what_differs(store: rs.Store) -> None:
+    state = Loader(store, order=Permuted(1)).state_dict()
+
+    with pytest.raises(rs.UsageError, match=r"order=Permuted\(seed=1\).*Permuted\(seed=2\)"):
+        Loader(store, order=Permuted(2)).load_state_dict(state)
+    with pytest.raises(rs.UsageError, match="where"):
+        Loader(store, order=Permuted(1), where=[1, 2]).load_state_dict(state)
+
+
+def test_a_state_is_small(store: rs.Store) -> None:
+    loader = Loader(store, order=Shuffled(1, window=900), batch=Bucketed("a", 64))
+    next(iter(loader))
+
+    assert len(json.dumps(loader.state_dict())) < 2000
+
+
+def test_old_samples_keep_their_order_when_new_ones_come(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"a": rs.Field("u1", (None,)), "i": rs.Field("i8")})
+
+    def add(first: int, last: int) -> None:
+        with rs.open(store.path, "a").writer() as writer:
+            writer.extend({"a": np.zeros(i % 50, "u1"), "i": i} for i in range(first, last))
+
+    add(0, 3000)
+    store.refresh()
+    orders = [Permuted(3), Shuffled(3, window="64kB"), Shuffled(3, window="20kB")]
+    loaders = [Loader(store, order=order, batch=64) for order in orders]
+    before = [[i for b in run(loader) for i in b["i"]] for loader in loaders]
+
+    for loader in loaders:
+        loader.set_epoch(0)
+    half = [iter(loader) for loader in loaders]
+    begun = [plain(next(iterator)) for iterator in half]
+    states = [loader.state_dict() for loader in loaders]
+    add(3000, 3300)
+
+    for loader, old, iterator, first in zip(loaders, before, half, begun, strict=True):
+        assert loader.refresh() == 3300
+        on = [first, *map(plain, iterator)]
+        assert [i for b in on for i in b["i"]] == old  # what it began with
+        loader.set_epoch(0)
+        new = [i for b in run(loader) for i in b["i"]]
+        assert sorted(new) == list(range(3300))
+        assert [i for i in new if i < 3000] == old
+        assert np.ptp(np.flatnonzero(np.array(new) >= 3000)) > 1000  # all over
+    for order, state, old, first in zip(orders, states, before, begun, strict=True):
+        fresh = Loader(rs.open(store.path), order=order, batch=64)
+        fresh.load_state_dict(state)
+        assert [i for b in [first, *run(fresh)] for i in b["i"]] == old
+        assert len(fresh.samples) == 3000
+
+
+def test_an_epoch_follows_the_store_only_where_it_is_asked_to(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"i": rs.Field("i8")})
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(10))
+    stays, follows = Loader(rs.open(store.path)), Loader(rs.open(store.path), follow=True)
+    first = iter(follows)
+    with store.writer() as writer:
+        writer.append({"i": 10})
+
+    assert sum(len(b["i"]) for b in first) == 10
+    assert sum(len(b["i"]) for b in stays) == 10
+    assert sum(len(b["i"]) for b in follows) == 11
+    with pytest.raises(rs.UsageError, match="only a loader of a store"):
+        Loader(store.select([1, 2]), follow=True)
+
+
+def test_rules_say_which_samples_take_part_now_and_later(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"a": rs.Field("u1", (None,)), "i": rs.Field("i8")})
+
+    def add(first: int, last: int) -> None:
+        with rs.open(store.path, "a").writer() as writer:
+            writer.extend({"a": np.zeros(i % 7, "u1"), "i": i} for i in range(first, last))
+
+    add(0, 100)
+    store.refresh()
+    rules: list[Any] = ["a.length < 3 and i != 1", lambda v: (v.length("a") < 3) & (v["i"] != 1)]
+    kept = [i for i in range(130) if i % 7 < 3 and i != 1]
+    for where in rules:
+        loader = Loader(store, where=where, order=Permuted(1), batch=8)
+        assert loader.left_out == 100 - sum(i < 100 for i in kept)
+        assert set(ids(run(loader))) == {i for i in kept if i < 100}
+        states = loader.state_after(2, epoch=0)
+        rest = [i for b in run(_at(loader, states)) for i in b["i"]]
+        if len(store) == 100:
+            add(100, 130)
+        loader.refresh()
+        loader.set_epoch(0)
+        assert set(ids(run(loader))) == set(kept)
+        assert [i for b in run(_at(loader, states)) for i in b["i"]] == rest
+        assert loader.left_out == 100 - sum(i < 100 for i in kept)
+        store = rs.open(store.path, version=1)
+
+    masked = Loader(rs.open(store.path, version=1), where=np.arange(100) % 2 == 0)
+    masked.refresh()
+    assert set(ids(run(masked))) == set(range(0, 100, 2))
+
+
+def _at(loader: Loader, state: Any) -> Loader:
+    loader.load_state_dict(state)
+    return loader
