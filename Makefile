@@ -6,7 +6,7 @@
 # make clean    remove .venv, caches and the demo's output
 #
 # PYTHON picks the interpreter (3.11 or newer).  TORCH_INDEX, where set, is the package index that
-# `make demo` takes PyTorch from: set it to PyTorch's CPU index to do without the CUDA packages.
+# PyTorch is taken from: set it to PyTorch's CPU index to do without the CUDA packages.
 # CORPORA is the folder of .npz files that `make bench` runs on; where it has none
 # they are made (430 MB, from Debian packages), and BENCH_ARGS go to benchmarks/run.py.
 
@@ -20,6 +20,7 @@ BENCH_ARGS ?= --runs 5
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED_TORCH := $(VENV)/installed-torch
 INSTALLED := $(VENV)/installed
 INSTALLED_DEMO := $(VENV)/installed-demo
 INSTALLED_BENCH := $(VENV)/installed-bench
@@ -55,13 +56,16 @@ $(BIN)/python:
 		echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml | $(BIN)/python
+# PyTorch comes first and pinned, so that nothing after it takes a build with CUDA.
+$(INSTALLED_TORCH): pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@touch $@
+
+$(INSTALLED): pyproject.toml $(INSTALLED_TORCH)
 	$(PIP) install --quiet --editable '.[test,lint]'
 	@touch $@
 
-# PyTorch comes first and pinned, so that nothing after it takes a build with CUDA.
 $(INSTALLED_DEMO): pyproject.toml $(INSTALLED)
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 

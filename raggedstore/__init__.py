@@ -1,6 +1,8 @@
 """Ragged samples in ordinary HDF5 files: compressed, appendable, fast to train from."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from raggedstore import training
 from raggedstore.arrays import MemorySwapper, RaggedEArray, RaggedVLArray
@@ -27,6 +29,17 @@ from raggedstore.samples import FieldView, Samples, concat
 from raggedstore.schema import Field, Schema
 from raggedstore.segment.codec import Compression
 from raggedstore.store.store import Store, create
+
+if TYPE_CHECKING:
+    from raggedstore import torch as torch
+else:
+
+    def __getattr__(name: str) -> object:
+        # Imported when it is asked for: PyTorch takes seconds, and not everybody has it.
+        if name == "torch":
+            return import_module("raggedstore.torch")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 try:
     __version__ = version("raggedstore")

@@ -1,20 +1,24 @@
 """`RaggedBatch`: many samples of one ragged field in one contiguous array.
 
 The layout that variable-length kernels take: all samples flattened one after another, and
-offsets that say where each begins. Views of single samples cost no copy.
+offsets that say where each begins. Views of single samples cost no copy, and neither do, where the
+memory allows it, the forms that other libraries take (`interop/tensors.py`, `interop/lists.py`).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
+
+if TYPE_CHECKING:
+    from raggedstore.interop.tensors import RaggedTensors
 
 __all__ = ["RaggedBatch", "copy_ranges", "expand_ranges", "offsets_of"]
 
@@ -118,6 +122,36 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         values = np.concatenate([a.reshape(-1) for a in arrays]) if arrays else np.empty(0, dtype)
         return cls.trusted(values, offsets_of(shapes.prod(axis=1)), shapes)
 
+    @classmethod
+    def from_arrow(cls, array: Any) -> RaggedBatch:
+        """A batch of a pyarrow Array or ChunkedArray of lists, as `to_arrow` gives them.
+
+        The values are shared wherever Arrow keeps them as NumPy does, and then read-only.
+
+        Raises
+        ------
+        SampleError
+            A value or a list is null, a sample is no n-dimensional array, or the lists hold
+            anything but numbers and bools.
+        """
+        from raggedstore.interop import lists
+
+        return lists.from_arrow(array)
+
+    @classmethod
+    def from_awkward(cls, array: Any) -> RaggedBatch:
+        """A batch of an awkward Array of lists, as `to_awkward` gives them; values are shared.
+
+        Raises
+        ------
+        SampleError
+            A value or a list is None, a sample is no n-dimensional array, or the lists hold
+            anything but numbers and bools.
+        """
+        from raggedstore.interop import lists
+
+        return lists.from_awkward(array)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -148,6 +182,15 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
     def ndim(self) -> int:
         """Number of dimensions of each sample."""
         return int(self.shapes.shape[1])
+
+    @property
+    def ragged_ndim(self) -> int:
+        """How many dimensions, counted from the first, it takes until all samples agree.
+
+        At least 1, unless the samples are scalars: the first dimension counts always.
+        """
+        differs = (self.shapes[:, 1:] != self.shapes[:1, 1:]).any(axis=0)
+        return min(self.ndim, int(np.flatnonzero(differs).max(initial=-1)) + 2)
 
     @property
     def nbytes(self) -> int:
@@ -223,6 +266,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         *,
         multiple_of: int = 1,
         max_length: int | None = None,
+        time_first: bool = False,
     ) -> npt.NDArray[Any]:
         """One dense array, shorter samples filled up with `value`.
 
@@ -237,42 +281,34 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
             Round the padded first dimension up to a multiple of this.
         max_length
             Longer samples are cut to this many rows (the first ones), before rounding.
+        time_first
+            Put the samples' first dimension before the samples, as recurrent layers take it.
 
         Returns
         -------
-        (n, longest, ...) array of the batch's dtype.
+        (n, longest, ...) array of the batch's dtype, or (longest, n, ...) with `time_first`.
         """
         _check_side(side)
         if not self.ndim:
             return self.values.copy()
         length = self._padded_length(multiple_of, max_length)
-        cut = length if max_length is None else min(length, max_length)
+        lengths = np.minimum(self.lengths, length if max_length is None else max_length)
         tail = tuple(int(d) for d in self.shapes[:, 1:].max(axis=0, initial=0))
-        out = np.full((len(self), length, *tail), value, self.dtype)
-        lengths = np.minimum(self.lengths, cut)
-        if self.ndim == 1 or (self.shapes[:, 1:] == np.array(tail, np.int64)).all():
-            # Only the first dimension is ragged: one masked assignment for the whole batch.
-            row = int(np.prod(tail))
-            rows = self.values.reshape(-1, row) if row else self.values.reshape(0, 1)
-            if row and len(rows):
-                picked = rows
-                if (lengths != self.lengths).any():
-                    picked = rows[expand_ranges(self.offsets[:-1] // row, lengths)]
-                out.reshape(len(self), length, row)[self._mask(lengths, length, side)] = picked
+        front = (length, len(self)) if time_first else (len(self), length)
+        out = np.full((*front, *tail), value, self.dtype)
+        rows = out.swapaxes(0, 1) if time_first else out
+        if self.ragged_ndim == 1 and len(self.values) < _TINY * len(self):
+            # Tiny samples: one masked assignment for the whole batch, and no loop.
+            picked = self.values.reshape(int(self.lengths.sum()), *tail)
+            if (lengths != self.lengths).any():
+                picked = picked[expand_ranges(offsets_of(self.lengths)[:-1], lengths)]
+            rows[_mask(lengths, length, side)] = picked
             return out
-        for i, sample in enumerate(self):
-            kept = sample[: lengths[i]]
-            first = length - len(kept) if side == "left" else 0
-            window = (slice(first, first + len(kept)), *(slice(0, d) for d in kept.shape[1:]))
-            out[i][window] = kept
+        for row, sample, count in zip(rows, self.to_list(), lengths.tolist(), strict=True):
+            first = length - count if side == "left" else 0
+            window = (slice(first, first + count), *(slice(0, d) for d in sample.shape[1:]))
+            row[window] = sample[:count]
         return out
-
-    @staticmethod
-    def _mask(lengths: Int64s, length: int, side: str) -> npt.NDArray[np.bool_]:
-        steps = np.arange(length)
-        if side == "left":
-            steps = steps[::-1]
-        return steps[None, :] < lengths[:, None]
 
     def mask(
         self,
@@ -280,12 +316,105 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         *,
         multiple_of: int = 1,
         max_length: int | None = None,
+        time_first: bool = False,
     ) -> npt.NDArray[np.bool_]:
-        """(n, longest) bool: True where `to_padded` with the same arguments holds data."""
+        """True where `to_padded` with the same arguments holds data.
+
+        Returns
+        -------
+        (n, longest) bool array, or (longest, n) with `time_first`.
+        """
         _check_side(side)
         length = self._padded_length(multiple_of, max_length)
-        cut = length if max_length is None else min(length, max_length)
-        return self._mask(np.minimum(self.lengths, cut), length, side)
+        lengths = np.minimum(self.lengths, length if max_length is None else max_length)
+        mask = _mask(lengths, length, side)
+        return np.ascontiguousarray(mask.T) if time_first else mask
+
+    # Other libraries
+
+    def to_torch(self) -> RaggedTensors:
+        """Values, offsets and shapes as PyTorch tensors.
+
+        They share the batch's memory, whose changes are then seen on both sides. What may not be
+        written to is copied, since a tensor always may; so is what has another byte order than
+        the machine's.
+
+        Raises
+        ------
+        UsageError
+            PyTorch has no such dtype.
+        """
+        from raggedstore.interop import tensors
+
+        return tensors.to_torch(self)
+
+    def to_torch_nested(self) -> Any:
+        """A nested tensor of PyTorch's jagged layout; shares memory as `to_torch` does.
+
+        Raises
+        ------
+        UsageError
+            The samples differ in another dimension than the first, or are scalars, or PyTorch
+            has no such dtype.
+        """
+        from raggedstore.interop import tensors
+
+        return tensors.to_torch_nested(self)
+
+    def to_dlpack(self) -> RaggedTensors:
+        """Values, offsets and shapes as arrays that any library's ``from_dlpack`` takes.
+
+        They share the batch's memory, or are copies, as `to_torch` has it.
+
+        Raises
+        ------
+        UsageError
+            DLPack has no such dtype.
+        """
+        from raggedstore.interop import tensors
+
+        return tensors.to_dlpack(self)
+
+    def to_awkward(self, ragged_ndim: int | None = None) -> Any:
+        """An awkward Array of the samples, sharing the values.
+
+        Parameters
+        ----------
+        ragged_ndim
+            How many dimensions, counted from the first, are lists of any length; the others are
+            of fixed size. By default as few as the batch needs: name it where several batches are
+            to be of one type.
+        """
+        from raggedstore.interop import lists
+
+        return lists.to_awkward(self, ragged_ndim)
+
+    def to_arrow(self, ragged_ndim: int | None = None, *, large: bool = True) -> Any:
+        """A pyarrow array of the samples as lists, sharing the values (bools excepted).
+
+        Parameters
+        ----------
+        ragged_ndim
+            As in `to_awkward`.
+        large
+            Offsets of 64 bits. Without, the type is ``list`` instead of ``large_list``.
+
+        Raises
+        ------
+        UsageError
+            Arrow has no such dtype, or without `large` too many values.
+        """
+        from raggedstore.interop import lists
+
+        return lists.to_arrow(self, ragged_ndim, large=large)
+
+
+def _mask(lengths: Int64s, length: int, side: str) -> npt.NDArray[np.bool_]:
+    """(n, length) bool: True in `lengths` places of each row, at its beginning or its end."""
+    steps = np.arange(length)
+    if side == "left":
+        steps = steps[::-1]
+    return steps[None, :] < lengths[:, None]
 
 
 def copy_ranges(

@@ -1,14 +1,20 @@
-"""Ragged batches against plain lists of arrays."""
+"""Ragged batches against plain lists of arrays, also by way of other libraries."""
 
 from typing import Any
+from unittest import mock
 
+import awkward as ak
 import hypothesis.extra.numpy as hnp
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import raggedstore as rs
+from raggedstore import batch as batch_module
+from tests.strategies import DTYPES
 
 
 def lists(ndim: int) -> st.SearchStrategy[list[np.ndarray]]:
@@ -26,8 +32,10 @@ def padded(arrays: list[np.ndarray], ndim: int, value: int, side: str, length: i
     return out
 
 
-@given(st.data(), st.integers(1, 3), st.sampled_from(["left", "right"]))
-def test_padded_and_mask_are_what_a_loop_gives(data: Any, ndim: int, side: Any) -> None:
+@given(
+    st.data(), st.integers(1, 3), st.sampled_from(["left", "right"]), st.sampled_from([0, 2**20])
+)
+def test_padded_and_mask_are_what_a_loop_gives(data: Any, ndim: int, side: Any, tiny: int) -> None:
     arrays = data.draw(lists(ndim))
     multiple = data.draw(st.integers(1, 4))
     limit = data.draw(st.none() | st.integers(0, 5))
@@ -35,9 +43,16 @@ def test_padded_and_mask_are_what_a_loop_gives(data: Any, ndim: int, side: Any) 
     cut = [a[:limit] for a in arrays]
     length = -(-max((len(a) for a in cut), default=0) // multiple) * multiple
 
-    got = batch.to_padded(-7, side, multiple_of=multiple, max_length=limit)
-    mask = batch.mask(side, multiple_of=multiple, max_length=limit)
+    options = {"side": side, "multiple_of": multiple, "max_length": limit}
+    with mock.patch.object(batch_module, "_TINY", tiny):  # both ways of filling
+        got = batch.to_padded(-7, **options)
+        turned = batch.to_padded(-7, **options, time_first=True)
+    mask = batch.mask(**options)
+    turned_mask = batch.mask(**options, time_first=True)
 
+    np.testing.assert_array_equal(turned.swapaxes(0, 1), got)
+    np.testing.assert_array_equal(turned_mask.T, mask)
+    assert turned.flags.c_contiguous and turned_mask.flags.c_contiguous
     np.testing.assert_array_equal(got, padded(cut, ndim, -7, side, length))
     ones = [np.ones(len(a), "i4") for a in cut]
     np.testing.assert_array_equal(mask, padded(ones, 1, 0, side, length).astype(bool))
@@ -137,3 +152,226 @@ def test_samples_are_taken_the_same_however_long_they_are(dtype: str, longest: i
     np.testing.assert_array_equal(got.values, np.concatenate([samples[i] for i in chosen]))
     assert got.dtype == batch.dtype
     assert got.lengths.tolist() == lengths[chosen].tolist()
+
+
+def parts(batch: rs.RaggedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return batch.values, batch.offsets, batch.shapes
+
+
+def as_lists(arrays: Any) -> list[Any]:
+    return [array.tolist() for array in arrays]
+
+
+@given(st.data(), st.integers(0, 3), st.booleans())
+def test_nested_lists_are_those_of_the_samples_there_and_back(
+    data: Any, ndim: int, large: bool
+) -> None:
+    arrays = data.draw(lists(ndim))
+    batch = rs.RaggedBatch.from_list(arrays, "i4", ndim)
+    depth = data.draw(st.none() | st.integers(batch.ragged_ndim, ndim))
+
+    awkward, arrow = batch.to_awkward(depth), batch.to_arrow(depth, large=large)
+
+    assert awkward.to_list() == arrow.to_pylist() == as_lists(arrays)
+    arrow.validate(full=True)
+    for back in (rs.RaggedBatch.from_awkward(awkward), rs.RaggedBatch.from_arrow(arrow)):
+        assert as_lists(back) == as_lists(arrays)
+        assert back.dtype == "i4"
+        # Of no lists nobody knows how long they would have been.
+        full = [array.size > 0 for array in arrays]
+        assert (back.shapes[full] == batch.shapes[full]).all()
+        rs.RaggedBatch(*parts(back))  # which checks that they agree
+    assert awkward.to_list() == ak.from_arrow(arrow).to_list()
+
+
+def test_ragged_dimensions_are_counted_until_all_samples_agree() -> None:
+    def of(*shapes: tuple[int, ...], ndim: int = 1) -> int:
+        return rs.RaggedBatch.from_list([np.zeros(s) for s in shapes], "f8", ndim).ragged_ndim
+
+    assert of((2,), (3,)) == of((2, 5), (2, 5)) == of((0, 5, 3), (2, 5, 3)) == of() == 1
+    assert of((2, 4, 3), (2, 5, 3)) == of((), ndim=0) + 2 == 2
+    assert of((1, 4, 3), (1, 4, 2)) == 3
+
+
+def test_fixed_dimensions_have_a_fixed_size_in_the_types() -> None:
+    batch = rs.RaggedBatch(np.zeros((5, 80), "f4"), [0, 2, 5])
+
+    assert str(batch.to_awkward().type) == "2 * var * 80 * float32"
+    assert str(batch.to_awkward(2).type) == "2 * var * var * float32"
+    assert batch.to_arrow().type == pa.large_list(pa.list_(pa.float32(), 80))
+    assert batch.to_arrow(2, large=False).type == pa.list_(pa.list_(pa.float32()))
+    for wrong in (0, 3):
+        with pytest.raises(rs.UsageError, match="between 1"):
+            batch.to_awkward(wrong)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_keeps_its_values(dtype: np.dtype[Any]) -> None:
+    native = dtype.newbyteorder("=")
+    values = np.arange(6).astype(dtype)
+    batch = rs.RaggedBatch(values, [0, 2, 6])
+
+    shared = batch.to_torch().values
+    assert shared.numpy().dtype == native
+    assert shared.tolist() == values.tolist()
+    assert np.shares_memory(shared.numpy(), values) == dtype.isnative
+    assert torch.from_dlpack(batch.to_dlpack().values).tolist() == values.tolist()
+    assert rs.RaggedBatch.from_awkward(batch.to_awkward()).values.tolist() == values.tolist()
+    assert rs.RaggedBatch.from_awkward(batch.to_awkward()).dtype == native
+    if dtype.kind == "c":
+        with pytest.raises(rs.UsageError, match="complex"):
+            batch.to_arrow()
+        return
+    back = rs.RaggedBatch.from_arrow(batch.to_arrow())
+    assert back.values.tolist() == values.tolist() and back.dtype == native
+
+
+def test_a_dtype_that_others_lack_is_refused() -> None:
+    batch = rs.RaggedBatch(np.zeros(3, np.longdouble), [0, 3])
+
+    for convert in (batch.to_torch, batch.to_torch_nested, batch.to_dlpack, batch.to_arrow):
+        with pytest.raises(rs.UsageError, match=r"no dtype like (float128|float96|longdouble)"):
+            convert()
+
+
+def test_writable_values_are_shared_with_all() -> None:
+    batch = rs.RaggedBatch(np.zeros((6, 2)), [0, 1, 6])
+    values = batch.values
+
+    tensors = batch.to_torch()
+    assert [t.data_ptr() for t in tensors] == [part.ctypes.data for part in parts(batch)]
+    assert batch.to_torch_nested().values().data_ptr() == values.ctypes.data
+    assert all(a is b for a, b in zip(batch.to_dlpack(), parts(batch), strict=True))
+    assert np.shares_memory(ak.to_numpy(ak.flatten(batch.to_awkward())), values)
+    leaf = batch.to_arrow().flatten().flatten()
+    assert leaf.buffers()[1].address == values.ctypes.data
+    assert np.shares_memory(rs.RaggedBatch.from_awkward(batch.to_awkward()).values, values)
+    assert np.shares_memory(rs.RaggedBatch.from_arrow(batch.to_arrow()).values, values)
+
+    tensors.values[3] = 7
+    assert batch[1][0, 1] == 7
+    assert tensors.lengths.tolist() == [1, 5]
+
+
+def test_memory_that_may_not_be_written_to_is_never_handed_out_to_be_written() -> None:
+    data = np.arange(6.0)
+    frozen = data[:]
+    frozen.flags.writeable = False
+    shapes = np.broadcast_to(np.array([[3]]), (2, 1))  # read-only, and each row the same memory
+    batch = rs.RaggedBatch.trusted(frozen, np.array([0, 3, 6]), shapes)
+
+    handed_out = [
+        *batch.to_torch(),
+        batch.to_torch_nested().values(),
+        *(torch.from_dlpack(part) for part in batch.to_dlpack()),
+    ]
+    for tensor in handed_out:
+        tensor.fill_(-1)
+    assert data.tolist() == [0, 1, 2, 3, 4, 5]
+    assert shapes.tolist() == [[3], [3]]
+    arrow = rs.RaggedBatch.from_arrow(batch.to_arrow())
+    assert np.shares_memory(arrow.values, data) and not arrow.values.flags.writeable
+    arrow.to_torch().values.fill_(-1)
+    assert data.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(12)[::2],
+        np.arange(6)[::-1],
+        np.zeros(6, [("tag", "i1"), ("value", "i4")])["value"],
+        np.frombuffer(bytearray(49), "i8", 6, offset=1),
+    ],
+    ids=["steps", "backwards", "records", "unaligned"],
+)
+def test_values_that_are_a_view_of_something_else(values: np.ndarray) -> None:
+    batch = rs.RaggedBatch(values, [0, 2, 6])
+    want = as_lists(batch)
+
+    assert [t.tolist() for t in batch.to_torch_nested().unbind()] == want
+    assert batch.to_torch().values.tolist() == values.tolist()
+    assert torch.from_dlpack(batch.to_dlpack().values).tolist() == values.tolist()
+    assert batch.to_awkward().to_list() == batch.to_arrow().to_pylist() == want
+
+
+@given(st.data(), st.integers(1, 3))
+def test_a_nested_tensor_holds_the_samples(data: Any, ndim: int) -> None:
+    lengths = data.draw(st.lists(st.integers(0, 4), max_size=5))
+    tail = data.draw(st.tuples(*[st.integers(0, 3)] * (ndim - 1)))
+    arrays = [np.random.default_rng(i).random((n, *tail)) for i, n in enumerate(lengths)]
+    batch = rs.RaggedBatch.from_list(arrays, "f8", ndim)
+
+    nested = batch.to_torch_nested()
+
+    assert nested.layout == torch.jagged and nested.dim() == ndim + 1
+    assert [t.tolist() for t in nested.unbind()] == as_lists(arrays)
+    assert nested.offsets().tolist() == batch.cu_seqlens.tolist()
+
+
+def test_a_nested_tensor_of_what_it_cannot_hold_is_refused() -> None:
+    images = rs.RaggedBatch.from_list([np.zeros((2, 3)), np.zeros((2, 4))])
+    numbers = rs.RaggedBatch.from_list([1, 2])
+
+    with pytest.raises(rs.UsageError, match="to_padded"):
+        images.to_torch_nested()
+    with pytest.raises(rs.UsageError, match="scalars"):
+        numbers.to_torch_nested()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        ([[1, None], [2]], "missing.* 1 level"),
+        ([[1], None], "missing.* among its samples"),
+        ([[1], 2], "union"),
+        ([[1], ["a"]], "union"),
+        (["ab"], "string"),
+        ([{"a": 1}], "a: int64"),
+        ([[[1, 2], [3]]], "sample 0 is no 2-dimensional array: its dimension 1 is 2 .* 1"),
+        ([[[1]], [], [[1], [2, 3]]], "sample 2 "),
+        (np.array(["2020"], "M8[D]"), "datetime64"),
+    ],
+)
+def test_awkward_arrays_that_are_no_batch_are_refused(array: Any, message: str) -> None:
+    with pytest.raises(rs.SampleError, match=message):
+        rs.RaggedBatch.from_awkward(ak.Array(array))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (pa.array([[1, None], [2]]), "missing.* 1 level"),
+        (pa.array([[1], None]), "missing.* among its samples"),
+        (pa.array(["ab"]), "string"),
+        (pa.array([["ab"]]), "string"),
+        (pa.array([[]]), "null"),
+        (pa.array([{"a": 1}]), "struct"),
+        (pa.array([[[1, 2], [3]]]), "sample 0 is no 2-dimensional array"),
+    ],
+)
+def test_arrow_arrays_that_are_no_batch_are_refused(array: Any, message: str) -> None:
+    with pytest.raises(rs.SampleError, match=message):
+        rs.RaggedBatch.from_arrow(array)
+    with pytest.raises(rs.UsageError, match="Table"):
+        rs.RaggedBatch.from_arrow(pa.table({"column": array}))
+
+
+def test_slices_and_options_of_others_arrays_come_in() -> None:
+    lists = [[[1, 2]], [[3, 4], [5, 6]], [], [[7, 8]]]
+    fixed = pa.array(lists, pa.list_(pa.list_(pa.int16(), 2)))
+    chunked = pa.chunked_array([fixed[:1], fixed[1:3], fixed[3:]])
+
+    for arrow in (
+        fixed[1:],
+        chunked[1:],
+        pa.array(lists)[1:],
+        fixed.cast(pa.list_(fixed.type.value_type))[1:],
+    ):
+        back = rs.RaggedBatch.from_arrow(arrow)
+        assert as_lists(back) == lists[1:]
+        assert as_lists(rs.RaggedBatch.from_awkward(ak.from_arrow(arrow))) == lists[1:]
+    assert rs.RaggedBatch.from_arrow(fixed).shapes.tolist() == [[1, 2], [2, 2], [0, 2], [1, 2]]
+    assert as_lists(rs.RaggedBatch.from_awkward(ak.Array([[1], None, [2]])[[0, 2]])) == [[1], [2]]
+    assert rs.RaggedBatch.from_awkward(ak.Array([[], []])).lengths.tolist() == [0, 0]
+    assert rs.RaggedBatch.from_awkward(ak.Array(np.zeros((3, 2)))).shapes.tolist() == [[2]] * 3
