@@ -3,6 +3,7 @@
 from raggedstore.training.batching import Bucketed, FixedSize, Rule, TokenBudget
 from raggedstore.training.crops import Crop
 from raggedstore.training.loader import Loader
+from raggedstore.training.mixture import Mixture
 from raggedstore.training.orders import Order, Permuted, Sequential, Shuffled, Weighted
 from raggedstore.training.packing import Packed, PackedRows
 from raggedstore.training.recurrent import Windowed
@@ -12,6 +13,7 @@ __all__ = [
     "Crop",
     "FixedSize",
     "Loader",
+    "Mixture",
     "Order",
     "Packed",
     "PackedRows",

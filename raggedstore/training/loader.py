@@ -28,6 +28,7 @@ from raggedstore.training.covering import Cover, check_grows
 from raggedstore.training.crops import Crop
 from raggedstore.training.dealing import Cursor, Dealt, Even, Plan, Share, deal
 from raggedstore.training.keys import check_seed
+from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
 from raggedstore.training.picks import Batches, Picks
 from raggedstore.training.reading import Budget, Reader, Ready, results
@@ -62,7 +63,7 @@ class Loader:
     Parameters
     ----------
     samples
-        A store, a selection, or several stores from `concat`.
+        A store, a selection, several stores from `concat`, or a `Mixture` of them.
     fields
         Names of the fields to read; by default all.
     order
@@ -175,6 +176,12 @@ class Loader:
         self._base, self._where = samples, where
         names = None if fields is None else tuple(samples.select(fields=fields).schema)
         self._cover_of = Cover(samples, where, names)
+        #: The order that there is in the end.
+        self._drawn = self.order
+        if isinstance(samples, Mixture):
+            if where is not None:
+                raise UsageError("where= is of one store: mix selections of the stores instead")
+            self._drawn = Mixed(self.order, samples, names)
         self._cover(len(samples))
         self._check()
         self._collate = columns.collator(
@@ -190,7 +197,7 @@ class Loader:
         self.samples = self._cover_of.first(count)
         self._measures = Measures(self.samples)
         self._counted: dict[int, int] = {}
-        self.order.drawn(len(self.samples))  # whether its weights are as many
+        self._drawn.drawn(len(self.samples))  # whether its weights are as many
 
     def _check(self) -> None:
         schema = self.samples.schema
@@ -222,7 +229,7 @@ class Loader:
 
     def _batches(self, epoch: int) -> int:
         """Batches of all processes together in an epoch."""
-        drawn = self.order.drawn(len(self.samples))
+        drawn = self._drawn.drawn(len(self.samples))
         count = self.batch.count(drawn, drop_last=self.drop_last)
         if count is not None:
             return count
@@ -252,7 +259,7 @@ class Loader:
         if self.world_size > 1:
             words.append(f"rank {self.rank} of {self.world_size}, even={self.even!r}")
         words += [f"{n}=True" for n in ("drop_last", "time_first", "follow") if getattr(self, n)]
-        count = self.batch.count(self.order.drawn(len(self.samples)), drop_last=self.drop_last)
+        count = self.batch.count(self._drawn.drawn(len(self.samples)), drop_last=self.drop_last)
         batches = "" if count is None else f" in {len(self)} batches"
         return (
             f"<Loader of {len(self.samples)} samples{batches}, "
@@ -289,20 +296,20 @@ class Loader:
             lanes=self.world_size,
         )
         return {
-            "order": self.order.measure(outlook),
+            "order": self._drawn.measure(outlook),
             "batch": self.batch.measure(some, self.world_size),
         }
 
     @property
     def _divided(self) -> Budget:
-        return Budget.of(self.budget, self.prefetch, windowed=self.order.windowed)
+        return Budget.of(self.budget, self.prefetch, windowed=self._drawn.windowed)
 
     def _plan(self, epoch: int) -> Plan:
         geometry = self.geometry
         sizes = None
         if self.batch.fields:
             sizes = self._cropped_dims(self.batch.fields[0])
-        units = self.order.bind(len(self.samples), epoch, geometry["order"])
+        units = self._drawn.bind(len(self.samples), epoch, geometry["order"])
         return Plan(units, self.batch, geometry["batch"], sizes, drop_last=self.drop_last)
 
     def _cropped_dims(self, name: str) -> Callable[[Int64s], Int64s]:
@@ -343,7 +350,7 @@ class Loader:
             self._finish,
             self._divided,
             self._measures,
-            windowed=self.order.windowed,
+            windowed=self._drawn.windowed,
             epoch=self._progress.epoch,
         )
         deals = self._deals(self._progress, worker, workers, phase)

@@ -24,7 +24,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ __all__ = [
 
 Int64s = npt.NDArray[np.int64]
 #: What is decided by the data when a loader is made, and kept from then on.
-Geometry = dict[str, int]
+Geometry = dict[str, Any]
 
 #: Of the contract above: another order for the same seed means another number here.
 ORDER_VERSION = 1
@@ -88,6 +88,10 @@ class Units(Sequence[list[Int64s]]):
 
     def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
         raise NotImplementedError
+
+    def size(self, number: int) -> int:
+        """How many samples a unit has."""
+        return sum(map(len, self[number]))
 
 
 class Order(ABC):
@@ -233,6 +237,11 @@ class _Windows(Units):
         first = number * self._lanes
         last = min(first + self._lanes, self._windows)
         return [self._window(i) for i in range(first, last)]
+
+    def size(self, number: int) -> int:
+        first = number * self._lanes
+        starts = np.concatenate(self._blocks[first : first + self._lanes]) * self._block
+        return int((np.minimum(starts + self._block, self._samples) - starts).sum())
 
     def _window(self, number: int) -> Int64s:
         starts = np.sort(self._blocks[number]) * self._block
