@@ -6,7 +6,7 @@ unasked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,26 @@ import numpy as np
 from raggedstore.errors import UsageError
 from raggedstore.extras import require
 from raggedstore.indexing import as_position
-from raggedstore.interop.collate import Collate, Rows, to_tensors
+from raggedstore.interop.collate import Collate, Ragged, Rows, to_tensors
 from raggedstore.interop.tensors import RaggedTensors, check_torch_dtype, tensor
 from raggedstore.samples import Samples
+from raggedstore.training.loader import Loader
+from raggedstore.training.packing import PackedRows
 
-__all__ = ["Collate", "MapDataset", "RaggedTensors", "Rows", "collate", "to_tensors"]
+__all__ = [
+    "Collate",
+    "LoaderDataset",
+    "MapDataset",
+    "RaggedTensors",
+    "Rows",
+    "collate",
+    "to_tensors",
+]
 
 _Dataset: Any = require("torch.utils.data", "torch").Dataset
+_IterableDataset: Any = require("torch.utils.data", "torch").IterableDataset
+
+_MOST_WORKERS = 1024
 
 #: A `Collate` without arguments.
 collate = Collate()
@@ -103,3 +116,108 @@ class MapDataset(_Dataset):  # type: ignore[misc]  # mypy does not look at PyTor
 
 
 # By iteration: the dataset itself says which samples come next
+
+
+class LoaderDataset(_IterableDataset):  # type: ignore[misc]
+    """The batches of a `Loader`, for a ``DataLoader`` with ``batch_size=None``.
+
+    Its workers share each epoch: what they hand over together, in turn, is what the loader alone
+    would. So the order, and a state, do not depend on how many there are.
+
+    Parameters
+    ----------
+    loader
+        What makes the batches. Worker processes have copies of it.
+    ragged
+        What becomes of a `RaggedBatch`, as in `to_tensors`: "padded", "nested" or "values", or one
+        of these for each field's name. `PackedRows` are padded, as ``collate="padded"`` does it.
+        What is no dict, as a function for `collate` may make it, stays as it is.
+
+    Notes
+    -----
+    Each time the ``DataLoader`` is gone through is the next epoch, from the one that the loader is
+    at. To choose another one, ``loader.set_epoch`` before the workers start (persistent ones start
+    once).
+
+    A loader reads in threads of its own, which do not hold Python's lock: workers are for
+    transforms that do. The loader's budget is each worker's.
+
+    ``StatefulDataLoader`` of torchdata finds here what it needs to go on with as many workers. To
+    go on with another number of them, count the batches and save ``loader.state_after``.
+
+    Examples
+    --------
+    >>> dataset = LoaderDataset(Loader(store, order=Shuffled(seed=0), batch=64))
+    >>> for batch in DataLoader(dataset, batch_size=None, num_workers=2):
+    ...     train(batch["audio"], batch["audio_lengths"])
+    """
+
+    def __init__(self, loader: Loader, ragged: Ragged | Mapping[str, Ragged] = "padded") -> None:
+        if not isinstance(loader, Loader):
+            raise UsageError(f"a LoaderDataset has a Loader, not {type(loader).__name__}")
+        self.loader, self.ragged = loader, ragged
+        for name, field in loader.samples.schema.items():
+            check_torch_dtype(field.dtype, f"field {name!r}")
+        # For each worker, seen by all processes: which epoch is its next, and as of which change
+        # of the loader here. A worker's copy of the loader ends with it, when an epoch does.
+        torch = require("torch", "torch")
+        self._next = torch.zeros((_MOST_WORKERS, 2), dtype=torch.int64).share_memory_()
+        self._changes: int | None = None
+        self._phase, self._begun = 0, 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch; TypeError where each has another number of them."""
+        if not self.loader.is_steady:
+            raise TypeError(f"{self.loader.batch!r} makes other numbers of batches each epoch")
+        return len(self.loader)
+
+    def __repr__(self) -> str:
+        return f"LoaderDataset({self.loader!r}, ragged={self.ragged!r})"
+
+    def __iter__(self) -> Iterator[Any]:
+        info = require("torch.utils.data", "torch").get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if worker >= _MOST_WORKERS:
+            raise UsageError(f"{workers} workers, and there may be {_MOST_WORKERS}")
+        if info is not None:
+            self._find_epoch(self._next[worker])
+        phase, self._phase = self._phase, 0
+        state = self.loader.state_dict()
+        self._begun = state["batches"] - phase * self.loader.batches_a_step
+        return self._tensors(self.loader.iterate(worker, workers, phase=phase))
+
+    def _find_epoch(self, following: Any) -> None:
+        """Have this worker's copy of the loader at the epoch that is next."""
+        if self._changes is None:  # a copy as it was when the worker started
+            self._changes = self.loader.changes + 1
+            if int(following[0]) == self._changes:
+                self.loader.set_epoch(int(following[1]))
+        following[0], following[1] = self._changes, self.loader.epoch + 1
+
+    def _tensors(self, batches: Iterator[Any]) -> Iterator[Any]:
+        schema = self.loader.samples.schema
+        for batch in batches:
+            if isinstance(batch, dict):
+                flat: dict[str, Any] = {}
+                for name, column in batch.items():
+                    packed = isinstance(column, PackedRows)
+                    flat.update(column.padded(name) if packed else {name: column})
+                yield to_tensors(flat, self.ragged, schema=schema)
+            else:
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process' copy of the loader is: plain JSON."""
+        state = self.loader.state_dict()
+        phase = (state["batches"] - self._begun) // self.loader.batches_a_step
+        return {"loader": state, "phase": phase}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, in the same worker of as many."""
+        try:
+            loader, phase = state["loader"], int(state["phase"])
+        except (KeyError, TypeError, ValueError):
+            raise UsageError("this is no state of a LoaderDataset") from None
+        self._changes = self.loader.changes + 1  # before the next: as it is where this was copied
+        self.loader.load_state_dict(loader)
+        self._phase = phase

@@ -114,9 +114,7 @@ class _Padded:
             if added is None:
                 padded[name] = column
             elif isinstance(column, PackedRows):
-                padded[name] = self._turned(column.to_padded())
-                padded[added[0]] = self._turned(column.segments())
-                padded[added[1]] = self._turned(column.positions())
+                padded |= {part: self._turned(a) for part, a in column.padded(name).items()}
             else:
                 multiple = self._rule.multiple_of if name in self._rule.fields else 1
                 padded[name] = self._turned(column.to_padded(multiple_of=multiple))

@@ -189,6 +189,8 @@ class Loader:
         )
         self._progress = _Progress(0)
         self._ended = True  # whether what is to come next is an epoch's beginning
+        #: How often it was said where to go on, or gone on.
+        self.changes = 0
         self._geometry: dict[str, dict[str, Any]] | None = None
 
     def _cover(self, count: int) -> None:
@@ -223,7 +225,7 @@ class Loader:
         the number is another one each epoch, it is that of the epoch that comes next or is on.
         """
         total = self._batches(self._progress.epoch)
-        world = 1 if self.batch.shared else self.world_size
+        world = self.batches_a_step
         steps, rest = divmod(total, world)
         return steps + (bool(rest) if self.even == "pad" else not self.even and self.rank < rest)
 
@@ -242,6 +244,17 @@ class Loader:
         return self._counted[epoch]
 
     @property
+    def is_steady(self) -> bool:
+        """Whether each epoch has as many batches, whatever the samples' lengths."""
+        drawn = self._drawn.drawn(len(self.samples))
+        return self.batch.count(drawn, drop_last=self.drop_last) is not None
+
+    @property
+    def batches_a_step(self) -> int:
+        """Batches of all processes together in the time that each has one."""
+        return 1 if self.batch.shared else self.world_size
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next iteration will be."""
         return self._progress.epoch + (not self._ended)
@@ -249,6 +262,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
         self._progress, self._ended = _Progress(check_seed(epoch, what="epoch")), True
+        self.changes += 1
 
     def __repr__(self) -> str:
         words = [f"collate={self.collate!r}", f"prefetch={self.prefetch}"]
@@ -343,6 +357,7 @@ class Loader:
         if self.follow and not self._progress.begun:
             self.refresh()
         self._progress, self._ended = replace(self._progress, begun=True), False
+        self.changes += 1
         reader = Reader(
             self.samples,
             self.batch,
@@ -361,7 +376,7 @@ class Loader:
         _keep_freed_memory(budget.read)
         lists = results(jobs, count=budget.ahead, limit=budget.ready)
         latest = begun
-        world = 1 if self.batch.shared else self.world_size
+        world = self.batches_a_step
         try:
             for ready in lists:
                 # Popped, so that the loop alone holds its batch.
@@ -467,6 +482,7 @@ class Loader:
         self.batch.share(self.world_size, geometry["batch"])
         self._geometry = geometry
         self._progress, self._ended = progress, True
+        self.changes += 1
 
     def _parsed(self, state: Mapping[str, Any]) -> tuple[_Progress, int, dict[str, dict[str, Any]]]:
         try:
@@ -511,7 +527,7 @@ class Loader:
         number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
         wanted = at_least(0, batches, "batches")
         progress, seen = _Progress(number, begun=True), 0
-        world = 1 if self.batch.shared else self.world_size
+        world = self.batches_a_step
         if wanted:
             for dealt in self._deals(progress):
                 if wanted <= seen + len(dealt.batches):

@@ -295,6 +295,14 @@ class PackedRows:
         """(rows, length): True where there is data."""
         return self._spread(np.ones(int(self.lengths.sum()), np.bool_), False)
 
+    def padded(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """`to_padded`, `segments` and `positions` as fields called after `name`."""
+        return {
+            name: self.to_padded(),
+            f"{name}_segments": self.segments(),
+            f"{name}_positions": self.positions(),
+        }
+
     @property
     def cu_seqlens(self) -> npt.NDArray[np.int32]:
         """(k + 1,) int32: where each sequence begins in ``batch.values``, which has no padding.

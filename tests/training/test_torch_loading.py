@@ -1,0 +1,224 @@
+"""Loaders under PyTorch: real DataLoaders with real workers, and processes that train together."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import raggedstore as rs
+from raggedstore.torch import LoaderDataset
+from raggedstore.training import (
+    Bucketed,
+    FixedSize,
+    Loader,
+    Packed,
+    Permuted,
+    Rule,
+    Shuffled,
+    TokenBudget,
+    Windowed,
+)
+
+COUNT = 83
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> rs.Store:
+    path = tmp_path_factory.mktemp("torch") / "store"
+    store = rs.create(path, {"a": rs.Field("int32", (None,)), "i": rs.Field("int64")})
+    with store.writer() as writer:
+        writer.extend({"a": np.arange(i * 7 % 20), "i": i} for i in range(COUNT))
+    return rs.open(path)
+
+
+def loader_of(store: rs.Store, rule: Rule | None = None, **options: Any) -> Loader:
+    order = Shuffled(3, window=700)
+    return Loader(store, order=order, batch=rule or FixedSize(5), budget="4MB", **options)
+
+
+def plain(batches: Any) -> list[dict[str, Any]]:
+    return [{name: torch.as_tensor(c).tolist() for name, c in b.items()} for b in batches]
+
+
+def ids(batches: list[dict[str, Any]]) -> Counter[int]:
+    return Counter(i for batch in batches for i in batch["i"])
+
+
+def loading(dataset: LoaderDataset, workers: int, **options: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+
+
+RULES = [FixedSize(5), Bucketed("a", 4), TokenBudget("a", 60), Packed("a", 32, rows=2)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_hand_over_what_the_loader_would(store: rs.Store, rule: Any, method: str) -> None:
+    if method == "spawn" and rule is not RULES[0]:
+        pytest.skip("one rule is enough for the slow way to start processes")
+    alone = LoaderDataset(loader_of(store, rule))
+    epochs = [plain(loading(alone, 0)) for _ in range(3)]
+    shared = loading(LoaderDataset(loader_of(store, rule)), 2, multiprocessing_context=method)
+
+    assert [plain(shared) for _ in range(3)] == epochs
+    assert ids(epochs[0]) == ids(epochs[1]) == Counter(range(COUNT))
+    assert epochs[0] != epochs[1]
+    assert isinstance(next(iter(loading(alone, 0)))["a"], torch.Tensor)
+
+
+def test_persistent_workers_go_on_to_the_next_epoch(store: rs.Store) -> None:
+    alone = LoaderDataset(loader_of(store))
+    epochs = [plain(loading(alone, 0)) for _ in range(3)]
+    dataset = LoaderDataset(loader_of(store))
+
+    shared = loading(dataset, 3, persistent_workers=True)
+
+    assert [plain(shared) for _ in range(3)] == epochs
+
+
+def test_an_epoch_can_be_set_between(store: rs.Store) -> None:
+    alone = loader_of(store)
+    alone.set_epoch(7)
+    wanted = plain(loading(LoaderDataset(alone), 0))
+    loader = loader_of(store)
+    shared = loading(LoaderDataset(loader), 2)
+
+    first = plain(shared)
+    loader.set_epoch(7)
+    seventh, eighth = plain(shared), plain(shared)
+    loader.set_epoch(0)
+
+    assert seventh == wanted and eighth != wanted
+    assert plain(shared) == first
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
+def test_a_state_goes_on_with_another_number_of_workers(
+    store: rs.Store, before: int, after: int
+) -> None:
+    dataset = LoaderDataset(loader_of(store, Bucketed("a", 4)))
+    batches = iter(loading(dataset, before))
+    seen = plain(next(batches) for _ in range(6))
+    state = json.loads(json.dumps(dataset.loader.state_after(6, epoch=0)))
+    del batches
+
+    loader = loader_of(store, Bucketed("a", 4))
+    loader.load_state_dict(state)
+    shared = loading(LoaderDataset(loader), after)
+    rest, following = plain(shared), plain(shared)
+
+    whole = LoaderDataset(loader_of(store, Bucketed("a", 4)))
+    assert seen + rest == plain(loading(whole, 0))
+    assert following == plain(loading(whole, 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 5, 6, 17])
+def test_torchdata_stops_and_goes_on(store: rs.Store, workers: int, stop: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def make() -> Any:
+        dataset = LoaderDataset(loader_of(store))
+        return StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+
+    whole = make()
+    epochs = [plain(whole), plain(whole)]
+    assert len(epochs[0]) == 17
+    begun = make()
+    batches = iter(begun)
+    seen = plain(next(batches) for _ in range(stop))
+    state = begun.state_dict()
+    del batches
+
+    again = make()
+    again.load_state_dict(state)
+
+    rest = plain(again)
+    if stop < 17:
+        assert seen + rest == epochs[0]
+        rest = plain(again)
+    elif not rest:
+        rest = plain(again)
+    assert rest == epochs[1]
+
+
+def test_how_a_ragged_field_comes_is_to_choose(store: rs.Store) -> None:
+    nested = next(iter(loading(LoaderDataset(loader_of(store), ragged="nested"), 0)))["a"]
+    flat = next(iter(loading(LoaderDataset(loader_of(store), ragged="values"), 0)))["a"]
+    padded = next(iter(loading(LoaderDataset(loader_of(store, collate="padded")), 0)))
+
+    assert nested.is_nested and nested.layout == torch.jagged
+    assert flat.values.ndim == 1
+    assert padded["a"].shape == (5, padded["a_lengths"].max())
+    counted = LoaderDataset(loader_of(store, collate=lambda b: len(b["i"])))
+    assert sum(loading(counted, 0)) == COUNT
+
+
+def test_the_length_is_known_where_it_is_steady(store: rs.Store) -> None:
+    assert len(loading(LoaderDataset(loader_of(store)), 0)) == 17
+    with pytest.raises(TypeError, match="TokenBudget"):
+        len(LoaderDataset(loader_of(store, TokenBudget("a", 60))))
+    with pytest.raises(rs.UsageError, match="not Store"):
+        LoaderDataset(store)  # type: ignore[arg-type]
+
+
+def _train(rank: int, world: int, path: str, folder: str, even: Any) -> None:
+    """One of several processes that train one model together."""
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+    rule = TokenBudget("a", 50)
+    loader = Loader(
+        rs.open(path), order=Permuted(1), batch=rule, rank=rank, world_size=world, even=even
+    )
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+    seen: list[list[int]] = []
+    for batch in LoaderDataset(loader):
+        loss = model(batch["a_lengths"][:, None].float()).mean()
+        loss.backward()  # waits for the other process
+        seen.append(batch["i"].tolist())
+    grads = [p.grad.tolist() for p in model.parameters()]  # type: ignore[union-attr]
+    Path(folder, f"{rank}.json").write_text(json.dumps({"seen": seen, "grads": grads}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("even", ["pad", "drop"])
+def test_two_processes_train_together(store: rs.Store, tmp_path: Path, even: str) -> None:
+    torch.multiprocessing.spawn(_train, (2, str(store.path), str(tmp_path), even), nprocs=2)
+
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    one, other = (part["seen"] for part in parts)
+    assert len(one) == len(other) > 3
+    came = Counter(i for batch in one + other for i in batch)
+    everything = len(list(Loader(store, order=Permuted(1), batch=TokenBudget("a", 50))))
+    if even == "pad":
+        assert set(came) == set(range(COUNT))
+        assert sum(came.values()) - COUNT <= (everything % 2) * 50
+    else:
+        assert set(came.values()) == {1} and len(one) == everything // 2
+    assert parts[0]["grads"] == parts[1]["grads"]
+
+
+def test_windows_of_streams_come_as_time_first_tensors(store: rs.Store) -> None:
+    rule = Windowed("a", 4, streams=3)
+    loader = Loader(store, batch=rule, collate="padded", time_first=True)
+
+    for batch in LoaderDataset(loader):
+        assert batch["a"].shape[1] == 3 and batch["a"].shape[0] in (0, 4)
+        assert batch["reset"].dtype == torch.bool
