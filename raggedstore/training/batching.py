@@ -8,6 +8,7 @@ what is left over is handed to it again, which is what makes an epoch go on from
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -55,6 +56,11 @@ class Pool:
     key: Key | None
     last: bool
     drop_last: bool
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether samples that make no whole batch are to make one all the same."""
+        return self.last and not self.drop_last
 
     @property
     def picks(self) -> Picks:
@@ -182,7 +188,8 @@ class TokenBudget(Rule):
     ----------
     field
         The field whose values are counted: along its ragged dimensions, so that a step of a
-        ``(None, 80)`` field is one value, and so is a pixel of a ``(None, None, 3)`` one.
+        ``(None, 80)`` field is one value, and so is a pixel of a ``(None, None, 3)`` one. A sample
+        without values counts as one.
     max_values
         The most values in a batch. A sample that is larger makes a batch of its own.
     multiple_of
@@ -208,36 +215,68 @@ class TokenBudget(Rule):
 
     @property
     def pool(self) -> int:
-        return 2**13
+        return 2**12
 
     def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
         assert pool.sizes is not None
-        if not self.padded:
-            edges = self._cut_by_sum(pool.sizes.prod(axis=1))
-            return _without_last(pool.picks, edges, pool)
-        order = _by_volume(pool.sizes)
-        edges = self._cut_by_padded(pool.sizes[order])
-        batches, left = _without_last(pool.picks.take(order), edges, pool)
-        return _mixed(batches, order, pool), left
+        sizes = np.maximum(pool.sizes, 1)
+        batches = self._padded(pool, sizes) if self.padded else self._in_order(pool, sizes)
+        # Of both the first samples are in batches, and the last to come are left.
+        left = Picks.none() if pool.last else pool.picks.take(slice(len(batches.picks), None))
+        return batches, left
 
-    def _cut_by_sum(self, values: Int64s) -> Int64s:
+    def _in_order(self, pool: Pool, sizes: Int64s) -> Batches:
+        values = sizes.prod(axis=1)
         total = np.concatenate([[0], np.cumsum(values)])
         edges = [0]
         while edges[-1] < len(values):
             start = edges[-1]
             stop = int(np.searchsorted(total, total[start] + self.max_values, "right")) - 1
             edges.append(max(stop, start + 1))
-        return np.array(edges, np.int64)
+        if not pool.takes_all and len(edges) > 1:
+            filled = total[-1] - total[edges[-2]]
+            edges = edges if filled >= self.max_values else edges[:-1]
+        return Batches(pool.picks.take(slice(edges[-1])), np.array(edges, np.int64))
 
-    def _cut_by_padded(self, sizes: Int64s) -> Int64s:
+    def _padded(self, pool: Pool, sizes: Int64s) -> Batches:
+        order = _by_volume(sizes)
+        sizes[:, 0] = -(-sizes[:, 0] // self.multiple_of) * self.multiple_of
+        if not pool.takes_all:
+            order = order[order < self._filling(sizes, order)]
+        edges = self._cut(sizes[order])
+        return _mixed(Batches(pool.picks.take(order), edges), order, pool)
+
+    def _filling(self, sizes: Int64s, order: Int64s) -> int:
+        """How many of the first samples make batches of which none has much room left.
+
+        So it is the last to come that have to wait. If it were what is in the last batch, the
+        longest would wait until the end of each epoch, and `drop_last` would leave them out.
+        """
+        edges = self._cut(sizes[order])
+        if len(edges) < 2:
+            return 0
+        last = sizes[order[edges[-2] :]]
+        if (len(last) + 1) * int(last.max(axis=0).prod()) > self.max_values:
+            return len(order)
+
+        def parts(count: int) -> int:
+            return len(self._cut(sizes[order[order < count]]))
+
+        return bisect.bisect_left(range(len(order)), len(edges), key=parts) - 1
+
+    def _cut(self, sizes: Int64s) -> Int64s:
         """As many samples at a time as fit when all are padded to the largest of each dimension."""
-        rounded = sizes.copy()
-        rounded[:, 0] = -(-rounded[:, 0] // self.multiple_of) * self.multiple_of
         edges, step = [0], 64
+        if sizes.shape[1] == 1:
+            # The longest is the last: how many it lets in says where its batch may begin.
+            first = np.arange(1, len(sizes) + 1) - self.max_values // sizes[:, 0]
+            while edges[-1] < len(sizes):
+                edges.append(max(int(first.searchsorted(edges[-1], "right")), edges[-1] + 1))
+            return np.array(edges, np.int64)
         while edges[-1] < len(sizes):
             start, taken = edges[-1], 1
             while True:  # look at twice as many until one is too much
-                largest = np.maximum.accumulate(rounded[start : start + step], axis=0)
+                largest = np.maximum.accumulate(sizes[start : start + step], axis=0)
                 values = largest.prod(axis=1) * np.arange(1, len(largest) + 1)
                 taken = int(np.searchsorted(values, self.max_values, "right"))
                 if taken < step or start + step >= len(sizes):
@@ -246,15 +285,6 @@ class TokenBudget(Rule):
             edges.append(start + max(taken, 1))
             step = max(2 * taken, 16)
         return np.array(edges, np.int64)
-
-
-def _without_last(picks: Picks, edges: Int64s, pool: Pool) -> tuple[Batches, Picks]:
-    """The batches between `edges`; the last, which more samples might fill, is left over."""
-    if (pool.last and not pool.drop_last) or len(edges) < 2:
-        return Batches(picks, edges), Picks.none()
-    stop = int(edges[-2])
-    left = Picks.none() if pool.last else picks.take(slice(stop, None))
-    return Batches(picks.take(slice(stop)), edges[:-1]), left
 
 
 def _by_volume(sizes: Int64s) -> Int64s:
@@ -321,7 +351,7 @@ class Bucketed(Rule):
 
     @property
     def pool(self) -> int:
-        return min(max(128 * self.size, 2**12), 2**16)
+        return min(max(32 * self.size, 2**12), 2**16)
 
     @property
     def _has_buckets(self) -> bool:
@@ -348,12 +378,11 @@ class Bucketed(Rule):
         counts = np.bincount(bucket, minlength=1)
         rank = np.arange(len(grouped)) - np.repeat(np.cumsum(counts) - counts, counts)
         whole = rank < np.repeat(counts // self.size * self.size, counts)
-        emit_all = pool.last and not pool.drop_last
-        chosen = grouped if emit_all else grouped[whole]
+        chosen = grouped if pool.takes_all else grouped[whole]
         # By bucket, then by volume, then as they came.
         chosen = chosen[stable_order(volumes[chosen])]
         chosen = chosen[stable_order(bucket[chosen])]
-        sizes = counts if emit_all else counts // self.size * self.size
+        sizes = counts if pool.takes_all else counts // self.size * self.size
         edges = [0]
         for size in sizes.tolist():
             start = edges[-1]

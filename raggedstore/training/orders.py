@@ -54,6 +54,8 @@ Geometry = dict[str, Any]
 ORDER_VERSION = 1
 
 _BLOCK_BYTES = 2**21
+#: The most samples in a unit of windows: so many are planned in a few hundredths of a second.
+_UNIT_SAMPLES = 2**18
 
 # What keys are for, as the last number that they are derived from.
 _OF_SAMPLES, _OF_BLOCKS, _IN_WINDOWS, _OF_DRAWS, _OF_BATCHES = range(5)
@@ -184,8 +186,9 @@ class Shuffled(Order):
         From 0 to 2**64 - 1: another one gives other orders.
     window
         Bytes of decoded samples to shuffle together, an int or a string such as "256MB". Windows
-        hold between half of it and all of it. A loader holds one window and reads the next, so
-        that it makes the window smaller where two do not fit in its budget.
+        hold between half of it and all of it, and about 2**18 samples at most. A loader holds one
+        window and reads the next, so that it makes the window smaller where two do not fit in its
+        budget.
     lanes
         How many windows take turns, batch by batch. With as many as processes share an epoch each
         of them reads windows of its own, rather than a part of every window; by default as many
@@ -207,15 +210,21 @@ class Shuffled(Order):
 
     def measure(self, outlook: Outlook) -> Geometry:
         window = min(parse_bytes(self.window), outlook.window_bytes)
-        block = _power_of_two(min(_BLOCK_BYTES, window / 8) / outlook.first_bytes)
-        windows = _parts(math.ceil(outlook.samples * outlook.sample_bytes), window)
+        lanes = outlook.lanes if self.lanes is None else self.lanes
+        most = max(_UNIT_SAMPLES // lanes, 2**15)
+        block_bytes = min(_BLOCK_BYTES, window / 8)
+        block = _power_of_two(min(block_bytes / outlook.first_bytes, most / 16))
+        windows = max(
+            _parts(math.ceil(outlook.samples * outlook.sample_bytes), window),
+            _parts(outlook.samples, most),
+        )
         # Two blocks at least in a window, or nothing would be mixed.
         blocks = -(-outlook.samples // block)
         windows = min(windows, _power_of_two(blocks / 2))
         return {
             "block": block,
             "windows": windows,
-            "lanes": min(outlook.lanes if self.lanes is None else self.lanes, windows),
+            "lanes": min(lanes, windows),
         }
 
     def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:

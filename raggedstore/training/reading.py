@@ -120,6 +120,7 @@ class Reader:
 
     def jobs(self, deals: Iterator[Dealt]) -> Jobs[list[Ready]]:
         """Jobs that make lists of batches."""
+        deals = _first_alone(deals)
         if self._windowed:
             yield from self._from_windows(deals)
             return
@@ -230,6 +231,17 @@ class Reader:
         windows = self._windows(dealt.batches.picks.take(span))
         taken = columns.take(decoded, places[span], windows)
         return self._ready(taken, dealt, first, last)
+
+
+def _first_alone(deals: Iterator[Dealt]) -> Iterator[Dealt]:
+    """The same, the first batch by itself: it need not wait for those that come with it."""
+    waiting = True
+    for dealt in deals:
+        if waiting and len(dealt.batches) > 1:
+            yield dealt.span(0, 1)
+            dealt = dealt.span(1, len(dealt.batches))
+        waiting = waiting and not len(dealt.batches)
+        yield dealt
 
 
 def _needed(picks: Picks) -> tuple[Int64s, Int64s]:
