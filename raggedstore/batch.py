@@ -295,7 +295,10 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         lengths = np.minimum(self.lengths, length if max_length is None else max_length)
         tail = tuple(int(d) for d in self.shapes[:, 1:].max(axis=0, initial=0))
         front = (length, len(self)) if time_first else (len(self), length)
-        out = np.full((*front, *tail), value, self.dtype)
+        if type(value) is int and value == 0:  # pages that stay zero are never touched
+            out = np.zeros((*front, *tail), self.dtype)
+        else:
+            out = np.full((*front, *tail), value, self.dtype)
         rows = out.swapaxes(0, 1) if time_first else out
         if self.ragged_ndim == 1 and len(self.values) < _TINY * len(self):
             # Tiny samples: one masked assignment for the whole batch, and no loop.

@@ -87,6 +87,7 @@ class ColumnReader:
         """Decode a chunk into `out`, (chunk bytes,) uint8, its checksum verified."""
         with self._naming():
             self._decode(number, out)
+        self._context.chunks_decoded += 1
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -162,6 +163,7 @@ class ColumnReader:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""
         with self._naming():
             self._decode_blocks(blocks, out)
+        self._context.blocks_decoded += len(blocks)
 
     def _decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         table = self.dataset.blocks
@@ -300,6 +302,7 @@ class ColumnReader:
             decoded = self._context.scratch("decoded", count * self.block_nbytes)
             with self._naming():
                 self._decode_run(chunk, first, count, decoded)
+            self._context.blocks_decoded += count
             self._went_on(start, stop)
             at = low * self.row_nbytes - first * self.block_nbytes
             raw = decoded[at : at + (stop - start) * self.row_nbytes].copy()

@@ -28,6 +28,9 @@ class ReadContext:
     budget: int
     checksums: bool = True  #: verify each chunk's checksum as it is read
     in_memory: bool = False  #: read files whole when they are opened
+    # Counted without a lock, for people to look at: two threads may now and then count one.
+    chunks_decoded: int = field(init=False, default=0)  #: whole
+    blocks_decoded: int = field(init=False, default=0)  #: one by one
     cache: ChunkCache = field(init=False)
     files: OpenFiles = field(init=False, default_factory=OpenFiles)
     _scratch: threading.local = field(init=False, default_factory=threading.local)

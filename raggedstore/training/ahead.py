@@ -81,6 +81,9 @@ class Ahead(Generic[T]):
         if result is _DONE:
             self._results.put(_DONE)  # for who asks once more
             raise StopIteration
+        if isinstance(result, StopIteration):
+            # Raised as it is, it would pass for the end.
+            raise RuntimeError("a function that the loader calls raised StopIteration") from result
         if isinstance(result, BaseException):
             raise result
         self._holds = True

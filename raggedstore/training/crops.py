@@ -70,13 +70,9 @@ class Crop:
         room = np.maximum(lengths - self.length, 0)
         if self.at == "random":
             key = derive_key(self.seed, epoch, 0xC309)
-            # The high half of a product of 32 bits each: a number from 0 to `room`.
-            chance = (hashed(positions, key) >> np.uint64(32)).astype(np.int64)
-            starts = (
-                (chance * (room + 1)) >> 32
-                if room.max(initial=0) < 2**30
-                else (chance % (room + 1))
-            )
+            chance = (hashed(positions, key) >> np.uint64(11)) * 2.0**-53
+            # Rounded, the product may come to room + 1.
+            starts = np.minimum((chance * (room + 1)).astype(np.int64), room)
         else:
             starts = {"start": room * 0, "center": room // 2, "end": room}[self.at]
         return starts, np.minimum(starts + self.length, lengths)

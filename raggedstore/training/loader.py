@@ -1,17 +1,20 @@
 """`Loader`: the batches of an epoch, read ahead of the loop that trains on them.
 
 Four questions, answered apart: which samples come next (`orders.py`), which of them make a batch
-(`batching.py`), whose the batch is (`dealing.py`), and how it is read (`reading.py`). The first
+(`batching.py`), whose the batch is (`dealing.py`), and how it is read (`reading.py`) and made into
+what the loop wants (`transforms.py`). The first
 three read no data, and are computed from a few numbers: those are the state that an interrupted
 run goes on from.
 """
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +22,12 @@ import numpy.typing as npt
 from raggedstore.errors import UsageError
 from raggedstore.indexing import as_position
 from raggedstore.samples import Samples
+from raggedstore.schema import Field
 from raggedstore.store.store import Store
 from raggedstore.training import columns
 from raggedstore.training.ahead import Jobs
 from raggedstore.training.batching import FixedSize, Rule, at_least
-from raggedstore.training.columns import Collate, Columns
+from raggedstore.training.columns import Collate
 from raggedstore.training.covering import Cover, check_grows
 from raggedstore.training.crops import Crop
 from raggedstore.training.dealing import Cursor, Dealt, Even, Plan, Share, deal
@@ -31,8 +35,10 @@ from raggedstore.training.keys import check_seed
 from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
 from raggedstore.training.picks import Batches, Picks
-from raggedstore.training.reading import Budget, Reader, Ready, results
+from raggedstore.training.reading import Budget, Made, Reader, results
+from raggedstore.training.report import LISTED, Quarantined, Report, Watch
 from raggedstore.training.sizes import Measures, probes
+from raggedstore.training.transforms import Per, Stages, Transform, checked
 from raggedstore.units import format_bytes, parse_bytes
 from raggedstore.where import describe
 
@@ -104,6 +110,18 @@ class Loader:
         With ``collate="padded"``: (longest, n, ...) instead of (n, longest, ...).
     follow
         Take a store's newest version at the beginning of each epoch.
+    on_error
+        "raise", or "skip": a sample that cannot be read, since its data are damaged or the system
+        refuses them, or whose transform (see `map`) fails, is set aside and noted in `quarantine`.
+        Its batch comes without it, and all others are as they would be. Where what is left is no
+        sample, an empty batch comes, so that processes stay in step; of packed rows those samples'
+        pieces are missing, and of streams a window is empty. What is raised all the same: a field
+        of lengths and places that cannot be read, and whatever else goes wrong.
+
+    Attributes
+    ----------
+    quarantine : list of what was set aside, `Quarantined`, since the loader was made: of batches
+        handed over, up to 10,000 samples.
 
     Notes
     -----
@@ -145,6 +163,7 @@ class Loader:
         drop_last: bool = False,
         time_first: bool = False,
         follow: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         if not isinstance(samples, Samples):
             raise UsageError(
@@ -173,6 +192,13 @@ class Loader:
         if self.follow:
             check_grows(samples)
 
+        if on_error not in ("raise", "skip"):
+            raise UsageError(f"on_error is 'raise' or 'skip', got {on_error!r}")
+        self.on_error = on_error
+        self._transforms: tuple[Transform, ...] = ()
+        self.quarantine: list[Quarantined] = []
+        self._watch: Watch | None = None
+
         self._base, self._where = samples, where
         names = None if fields is None else tuple(samples.select(fields=fields).schema)
         self._cover_of = Cover(samples, where, names)
@@ -184,9 +210,7 @@ class Loader:
             self._drawn = Mixed(self.order, samples, names)
         self._cover(len(samples))
         self._check()
-        self._collate = columns.collator(
-            collate, self.samples.schema, self.batch, time_first=self.time_first
-        )
+        self._collate = self._collator()
         self._progress = _Progress(0)
         self._ended = True  # whether what is to come next is an epoch's beginning
         #: How often it was said where to go on, or gone on.
@@ -215,6 +239,19 @@ class Loader:
         for name in self.batch.adds:
             if name in schema:
                 raise UsageError(f"{self.batch!r} adds {name!r}, and there is a field of that name")
+
+    def _collator(self) -> Callable[[Any], Any]:
+        return columns.collator(
+            self.collate,
+            self.samples.schema,
+            self.batch,
+            time_first=self.time_first,
+            declared=self._declared,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has seen nothing yet.
+        return {**self.__dict__, "_watch": None, "quarantine": []}
 
     # What it is
 
@@ -270,9 +307,11 @@ class Loader:
             words.append(f"where={describe(self._where)} leaves out {self.left_out}")
         words.append(f"budget={format_bytes(self.budget)}")
         words += [f"crop={crop!r}" for crop in self.crop]
+        words += [repr(transform) for transform in self._transforms]
         if self.world_size > 1:
             words.append(f"rank {self.rank} of {self.world_size}, even={self.even!r}")
         words += [f"{n}=True" for n in ("drop_last", "time_first", "follow") if getattr(self, n)]
+        words += ["on_error='skip'"] if self.on_error == "skip" else []
         count = self.batch.count(self._drawn.drawn(len(self.samples)), drop_last=self.drop_last)
         batches = "" if count is None else f" in {len(self)} batches"
         return (
@@ -285,6 +324,82 @@ class Loader:
     def left_out(self) -> int:
         """How many samples `where` leaves out."""
         return self._count - len(self.samples)
+
+    # Transforms
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *,
+        per: Per = "batch",
+        seeded: bool = False,
+        seed: int | None = None,
+        threads: int = 1,
+        processes: int = 0,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Loader:
+        """This loader with `fn` applied to each batch or sample, after what was mapped before.
+
+        It is another loader: this one stays as it is. States, order and length are the same.
+
+        Parameters
+        ----------
+        fn
+            Per batch it takes what `collate` would, and gives it anything in its stead; called with
+            its last result comes `collate`. Per sample it takes a dict as ``store[i]`` gives it,
+            cropped where there is a `crop`, and gives a dict, of any fields. It may change what it
+            is given.
+        per
+            "batch" or "sample". Samples are transformed before batches are, and not where the rule
+            cuts them into pieces.
+        seeded
+            Call it with a `numpy.random.Generator` besides, whose numbers depend on seed, epoch and
+            the sample's position (or a batch's samples), and so neither on who reads it with whom
+            nor on where a run was interrupted. It is for that call only.
+        seed
+            From 0 to 2**64 - 1; by default the order's, or 0.
+        threads
+            How many to call it in at a time, where it lets go of the interpreter.
+        processes
+            How many processes to call it in instead. `fn` and what it takes and gives must pickle,
+            and a script that is run needs ``if __name__ == "__main__"``. They are started by each
+            iteration, and end with it.
+        fields
+            What fields it gives per sample, a `Field` for each name: those are converted to, and
+            come as stored ones would. Any other is a list where it is text, an array where it is a
+            scalar, or stored in one shape; else it is a `RaggedBatch`. Samples of an epoch must
+            agree in fields, dtypes and numbers of dimensions.
+
+        Examples
+        --------
+        >>> def louder(sample, rng):
+        ...     sample["audio"] = sample["audio"] * np.float32(rng.uniform(0.5, 2))
+        ...     return sample
+        >>> loader = Loader(store, batch=64).map(louder, per="sample", seeded=True)
+        """
+        transform = checked(
+            self._transforms,
+            self.batch,
+            fn,
+            per=per,
+            seeded=seeded,
+            seed=getattr(self.order, "seed", 0) if seed is None else seed,
+            threads=threads,
+            processes=processes,
+            fields=fields,
+        )
+        mapped = copy.copy(self)
+        mapped._transforms = (*self._transforms, transform)
+        mapped._collate = mapped._collator()
+        return mapped
+
+    @property
+    def _declared(self) -> dict[str, Field]:
+        """What fields transforms make, where somebody said so."""
+        declared: dict[str, Field] = {}
+        for transform in self._transforms:
+            declared.update(transform.fields)
+        return declared
 
     # Planning
 
@@ -358,28 +473,45 @@ class Loader:
             self.refresh()
         self._progress, self._ended = replace(self._progress, begun=True), False
         self.changes += 1
+        begun, skip = self._progress, self.on_error == "skip"
+        stages = Stages(self._transforms, begun.epoch, skip=skip)
         reader = Reader(
             self.samples,
             self.batch,
             self.crop,
-            self._finish,
             self._divided,
             self._measures,
+            collate=self._collate,
+            stages=stages,
+            declared=self._declared,
+            skip=skip,
             windowed=self._drawn.windowed,
-            epoch=self._progress.epoch,
+            epoch=begun.epoch,
         )
-        deals = self._deals(self._progress, worker, workers, phase)
-        return self._iterate(self._progress, reader.jobs(deals))
+        deals = self._deals(begun, worker, workers, phase)
+        before = begun.batches // self.batches_a_step
+        watch = self._watch = Watch(self.samples, begun.epoch, before, self.budget)
+        return self._iterate(begun, reader.jobs(deals), stages, watch)
 
-    def _iterate(self, begun: _Progress, jobs: Jobs[list[Ready]]) -> Generator[Any, None, None]:
+    def _iterate(
+        self, begun: _Progress, jobs: Jobs[Made], stages: Stages, watch: Watch
+    ) -> Generator[Any, None, None]:
         budget = self._divided
+        watch.begin()
         _keep_freed_memory(budget.read)
         lists = results(jobs, count=budget.ahead, limit=budget.ready)
         latest = begun
         world = self.batches_a_step
+        whole = False
         try:
-            for ready in lists:
+            while True:
+                since = time.perf_counter()
+                read = next(lists, None)
+                if read is None:
+                    break
+                watch.reading(read.facts, time.perf_counter() - since)
                 # Popped, so that the loop alone holds its batch.
+                ready = read.batches
                 ready.reverse()
                 while ready:
                     made = ready.pop()
@@ -393,15 +525,32 @@ class Loader:
                     # Unless another iterator has been begun meanwhile.
                     if self._progress is latest:
                         self._progress = latest = following
+                    watch.given += 1
+                    if read.facts.lost:
+                        self._set_aside(watch.lost(made.step))
                     yield made.batch
                     del made
             if self._progress is latest:
                 self._progress, self._ended = _Progress(begun.epoch + 1), True
+            whole = True
         finally:
+            watch.ended(whole=whole, processes=stages.processes)
+            stages.stop()
             lists.close()
 
-    def _finish(self, batch: Columns, picks: Picks) -> Any:
-        return self._collate(self.batch.dress(batch, picks))
+    def _set_aside(self, lost: Iterator[Quarantined]) -> None:
+        for quarantined in lost:
+            if len(self.quarantine) < LISTED:
+                self.quarantine.append(quarantined)
+
+    def report(self) -> Report:
+        """How the latest epoch went, or goes: how fast, how well mixed, how much of it padding.
+
+        Of what was handed over by the iterator of this loader that was made last, in this process.
+        """
+        if self._watch is None:
+            return Watch(self.samples, self._progress.epoch, 0, self.budget).report()
+        return self._watch.report()
 
     # Growing
 

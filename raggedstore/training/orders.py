@@ -53,7 +53,12 @@ Geometry = dict[str, Any]
 #: Of the contract above: another order for the same seed means another number here.
 ORDER_VERSION = 1
 
-_BLOCK_BYTES = 2**21
+#: How large blocks are at least, or their ends, which are decoded in part, would cost too much; and
+#: how large at most.
+_BLOCK_BYTES = 2**16, 2**21
+#: How many blocks a window is to have: of data sorted by class 8 still mix badly, and 64 nearly as
+#: well as a permutation (docs/orders.md).
+_BLOCKS = 64
 #: The most samples in a unit of windows: so many are planned in a few hundredths of a second.
 _UNIT_SAMPLES = 2**18
 
@@ -212,8 +217,9 @@ class Shuffled(Order):
         window = min(parse_bytes(self.window), outlook.window_bytes)
         lanes = outlook.lanes if self.lanes is None else self.lanes
         most = max(_UNIT_SAMPLES // lanes, 2**15)
-        block_bytes = min(_BLOCK_BYTES, window / 8)
-        block = _power_of_two(min(block_bytes / outlook.first_bytes, most / 16))
+        least, most_bytes = _BLOCK_BYTES
+        block_bytes = min(max(window / _BLOCKS, least), most_bytes, window / 8)
+        block = _power_of_two(min(block_bytes / outlook.first_bytes, most / _BLOCKS))
         windows = max(
             _parts(math.ceil(outlook.samples * outlook.sample_bytes), window),
             _parts(outlook.samples, most),

@@ -20,7 +20,7 @@ from raggedstore.errors import UsageError
 from raggedstore.indexing import stable_order
 from raggedstore.schema import Schema
 from raggedstore.training.batching import Pool, Rule, at_least
-from raggedstore.training.keys import shuffled
+from raggedstore.training.keys import Key, shuffled
 from raggedstore.training.picks import Batches, Picks
 
 __all__ = ["Packed", "PackedRows", "best_fit"]
@@ -82,28 +82,51 @@ class Packed(Rule):
         if not len(pieces):
             return Batches.none(), Picks.none()
         assert pieces.starts is not None and pieces.stops is not None
-        row, room = best_fit(pieces.stops - pieces.starts, self.length)
-        # Full rows first: what has to wait is what can best be filled up later.
-        rank = np.empty(len(room), np.int64)
-        rank[stable_order(room)] = np.arange(len(room))
-        whole = len(room) if pool.last and not pool.drop_last else self._whole(len(room))
-        if pool.key is not None and whole:  # the full rows that make batches, in random order
-            places = np.empty(whole, np.int64)
-            places[shuffled(np.arange(whole, dtype=np.int64), pool.key)] = np.arange(whole)
-            rank = np.where(rank < whole, places[np.minimum(rank, whole - 1)], rank)
-        row = rank[row]
+        lengths = pieces.stops - pieces.starts
+        count = len(pieces) if pool.takes_all else self._filling(lengths)
+        row, room = best_fit(lengths[:count], self.length)
+        whole = len(room) if pool.takes_all else len(room) // self.rows * self.rows
+        row = self._ranks(row, room, whole, pool.key)[row]
         order = stable_order(row)  # within a row they stand as they came
         sorted_rows = row[order]
         placed = order[: int(np.searchsorted(sorted_rows, whole))]
-        left = Picks.none() if pool.last else pieces.take(np.sort(order[len(placed) :]))
         first_rows = np.append(np.arange(0, whole, self.rows), whole)
         edges = np.searchsorted(sorted_rows[: len(placed)], first_rows)
         chosen = pieces.take(placed)
         picks = Picks(chosen.positions, chosen.starts, chosen.stops, row[placed] % self.rows)
+        waiting = np.append(order[len(placed) :], np.arange(count, len(pieces)))
+        left = Picks.none() if pool.last else pieces.take(np.sort(waiting))
         return Batches(picks, edges.astype(np.int64)), left
 
-    def _whole(self, rows: int) -> int:
-        return rows // self.rows * self.rows
+    def _filling(self, lengths: Int64s) -> int:
+        """How many of the first pieces have as many values as whole batches, one at least.
+
+        So it is the last to come that have to wait. If it were what is in the last rows, which
+        best fit fills with the shortest, those would wait until the end of each epoch, and
+        `drop_last` would leave them out.
+        """
+        total, batch = np.cumsum(lengths), self.rows * self.length
+        most = max(int(total[-1]) // batch, 1) * batch
+        return int(np.searchsorted(total, most, "right"))
+
+    def _ranks(self, row: Int64s, room: Int64s, whole: int, key: Key | None) -> Int64s:
+        """(rows,) in which order rows come; those from `whole` on are left over.
+
+        That is by chance, or without a key as the first piece of each came. But of rows that are
+        left over the emptiest is one.
+        """
+        if key is None:
+            first = np.zeros(len(room), np.int64)
+            first[row[::-1]] = np.arange(len(row))[::-1]
+            order = stable_order(first)
+        else:
+            order = shuffled(np.arange(len(room), dtype=np.int64), key)
+        if whole < len(room):
+            emptiest = int(np.argmax(room))
+            order = np.append(order[order != emptiest], emptiest)
+        rank = np.empty(len(room), np.int64)
+        rank[order] = np.arange(len(room))
+        return rank
 
     def _pieces(self, pool: Pool) -> Picks:
         """The unit's sequences, cut into pieces that fit a row."""
@@ -278,7 +301,7 @@ class PackedRows:
 
     def to_padded(self, value: Any = 0) -> npt.NDArray[Any]:
         """(rows, length, ...): the sequences of a row one after another, then `value`."""
-        tail = [int(d) for d in self.batch.shapes[:1, 1:].reshape(-1)]
+        tail = self.batch.shapes[:, 1:].max(axis=0, initial=0).tolist()
         return self._spread(self.batch.values.reshape(int(self.lengths.sum()), *tail), value)
 
     def positions(self) -> npt.NDArray[np.int64]:

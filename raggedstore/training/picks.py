@@ -70,7 +70,7 @@ class Picks:
     def from_json(cls, lists: Any) -> Picks:
         """What `to_json` gave; UsageError where it can not have."""
         try:
-            arrays = [None if ints is None else np.array(ints, np.int64) for ints in lists]
+            arrays = [None if numbers is None else _ints(numbers) for numbers in lists]
             positions, *others = arrays
             if positions is None or len(others) != 3 or positions.ndim != 1:
                 raise ValueError
@@ -79,6 +79,13 @@ class Picks:
         except (TypeError, ValueError, OverflowError):
             raise UsageError("a state's carried samples are damaged") from None
         return cls(positions, *others)
+
+
+def _ints(numbers: Any) -> Int64s:
+    array = np.array(numbers, np.int64)
+    if array.size and np.array(numbers).dtype.kind != "i":  # 1.5 would be taken for 1
+        raise ValueError
+    return array
 
 
 @dataclass(frozen=True, slots=True, eq=False)

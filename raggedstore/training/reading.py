@@ -9,13 +9,19 @@ So they can be done in turn or ahead (`ahead.py`):
 A read is decoded by one call for each field, which sorts it by chunk and decodes in as many
 threads as there are cores. Reads and pieces are as many whole batches as make about 16 MiB: little
 enough to hold several, large enough that what is done per read costs nothing.
+
+Where samples that cannot be read are to be set aside, a read that fails is cut in halves, and so
+on, until what fails is single samples. They are left out of what their batches become, and planning
+knows nothing of it: all other batches stay as they are. A batch that loses all its samples is
+handed over without any, or processes that share an epoch would fall out of step.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -23,26 +29,37 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.batch import offsets_of
+from raggedstore.batch import RaggedBatch, offsets_of
+from raggedstore.errors import CorruptionError, StorageError
 from raggedstore.indexing import stable_order
-from raggedstore.samples import Samples
+from raggedstore.samples import Column, Samples, present
+from raggedstore.schema import Field
 from raggedstore.training import columns
 from raggedstore.training.ahead import Ahead, Jobs, in_turn
 from raggedstore.training.batching import Rule
-from raggedstore.training.columns import Columns
+from raggedstore.training.columns import Columns, Forms
 from raggedstore.training.crops import Crop
 from raggedstore.training.dealing import Cursor, Dealt
 from raggedstore.training.picks import Batches, Picks
+from raggedstore.training.recurrent import BEYOND
+from raggedstore.training.report import Facts, Loss, extents_of
 from raggedstore.training.sizes import Measures
+from raggedstore.training.transforms import Failed, Stages
 
-__all__ = ["READ_BYTES", "Budget", "Reader", "Ready", "Windows", "results"]
+__all__ = ["READ_BYTES", "Budget", "Made", "Reader", "Ready", "Windows", "results"]
 
 READ_BYTES = 2**24
+
+#: Where there are transforms: bytes to begin with, and seconds that a read's may take.
+_TRIED = 2**18
+_SOON = 0.25
 
 T = TypeVar("T")
 Int64s = npt.NDArray[np.int64]
 #: For each cropped field where each sample's window begins and ends.
 Windows = dict[str, tuple[Int64s, Int64s]]
+#: Which of some samples are set aside, by their places among them.
+Lost = dict[int, Loss]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +69,14 @@ class Ready:
     batch: Any
     after: Cursor  #: where the epoch goes on after it
     step: int  #: which step it is, counted from where the iteration began
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """What a read became."""
+
+    batches: list[Ready]
+    facts: Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +100,57 @@ def results(jobs: Jobs[T], *, count: int, limit: int) -> Ahead[T] | Generator[T,
     return Ahead(jobs, count=count, limit=limit) if count else in_turn(jobs)
 
 
-#: Decoded columns; where their batches' samples lie in them; what is dealt; the bytes of each.
-_Window = tuple[Columns, Int64s, Dealt, Int64s]
+class Pace:
+    """How much to read at a time.
+
+    So many bytes, counted as they are once transforms are through with them; and no more than
+    transforms do in a quarter of a second, or the loop would wait for the last batch of a read to
+    have its first.
+
+    Parameters
+    ----------
+    nbytes
+        The bytes.
+    at_once
+        How many batches transforms work on at a time.
+    transformed
+        Whether there are transforms at all.
+    """
+
+    def __init__(self, nbytes: int, *, at_once: int = 1, transformed: bool = False) -> None:
+        self.at_once = at_once
+        self.growth = 1.0  #: how many times as large samples become
+        self._nbytes = nbytes
+        self._soon = _TRIED if transformed else nbytes
+        self._read = self._became = self._took = 0.0  # of late
+
+    @property
+    def room(self) -> int:
+        """Bytes that a read may have."""
+        return int(self._nbytes / self.growth)
+
+    @property
+    def soon(self) -> int:
+        """Bytes that are through in time."""
+        return self._soon
+
+    def note(self, read: int, became: int, seconds: float) -> None:
+        """That transforms made `became` bytes of `read` bytes in so many `seconds`."""
+        self._read, self._became, self._took = (
+            old / 2 + new
+            for old, new in (
+                (self._read, max(read, 1)),
+                (self._became, became),
+                (self._took, max(seconds, 1e-6)),
+            )
+        )
+        self.growth = max(1.0, self._became / self._read)
+        self._soon = int(_SOON * self._read / self._took)
+
+
+#: Decoded columns; which samples they lack; where their batches' samples lie among all of them;
+#: what is dealt; the bytes of each.
+_Window = tuple[Columns, Lost, Int64s, Dealt, Int64s]
 
 
 class Reader:
@@ -90,10 +164,18 @@ class Reader:
         What made the batches; parts of samples are of its fields.
     crops
         Which samples to cut.
-    finish
-        Makes of the columns of a batch, and its picks, what the loop gets.
+    budget
+        For what how much memory is.
     measures
         How large samples are.
+    collate
+        Makes of the columns of a batch what the loop gets.
+    stages
+        Transforms of what is read.
+    declared
+        What fields they make, where somebody said so.
+    skip
+        Whether samples that cannot be read are set aside.
     windowed
         Whether a unit's batches are decoded together before they are handed over.
     epoch
@@ -105,20 +187,26 @@ class Reader:
         samples: Samples,
         rule: Rule,
         crops: Sequence[Crop],
-        finish: Callable[[Columns, Picks], Any],
         budget: Budget,
         measures: Measures,
         *,
+        collate: Callable[[Any], Any],
+        stages: Stages,
+        declared: Mapping[str, Field],
+        skip: bool,
         windowed: bool,
         epoch: int,
     ) -> None:
         self._samples, self._rule, self._crops = samples, rule, crops
-        self._finish, self._budget, self._epoch = finish, budget, epoch
-        self._measures = measures
+        self._budget, self._measures, self._epoch = budget, measures, epoch
+        self._collate, self._stages, self._skip = collate, stages, skip
+        self._forms = Forms(samples.schema, declared)
+        self._raw = frozenset(rule.fields if rule.cuts else ())
+        self._pace = Pace(budget.read, at_once=stages.batches_at_once, transformed=bool(stages))
         # Of cropped samples only the windows are to be read, so never more than a batch's.
         self._windowed = windowed and not crops
 
-    def jobs(self, deals: Iterator[Dealt]) -> Jobs[list[Ready]]:
+    def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made]:
         """Jobs that make lists of batches."""
         deals = _first_alone(deals)
         if self._windowed:
@@ -128,10 +216,10 @@ class Reader:
             windows = self._windows(dealt.batches.picks)
             each = self._bytes(dealt.batches.picks, windows)
             # What was planned by the average is cut up only where it turns out far from it.
-            for first, last in _parts(dealt.batches, each, self._budget.read):
+            for first, last in _parts(dealt.batches, each, self._pace):
                 span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
-                part = {name: (a[span], b[span]) for name, (a, b) in windows.items()}
-                yield int(each[span].sum()), partial(self._decode, dealt, first, last, part)
+                nbytes = int(each[span].sum() * self._pace.growth)
+                yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span))
 
     # What is read of each sample
 
@@ -157,48 +245,157 @@ class Reader:
             each = each + np.maximum(stops - starts, 0) * step + 32
         return each
 
-    def _read(self, positions: Int64s, windows: Windows) -> Columns:
-        return {
-            name: self._samples.read_windows(name, positions, *windows[name])
-            if name in windows
-            else self._samples.read(name, positions)
-            for name in self._samples.schema
-        }
+    # Reading them
 
-    def _ready(self, decoded: Columns, dealt: Dealt, first: int, last: int) -> list[Ready]:
-        """Batches `first` to `last` of what is dealt, whose columns are `decoded`."""
-        raw = self._rule.fields if self._rule.cuts else ()
-        shown = columns.show(self._samples.schema, decoded, raw=raw)
+    def _read(self, positions: Int64s, windows: Windows) -> tuple[Columns, Lost]:
+        """The samples at `positions`, less those that are set aside."""
+        if not self._skip:
+            return {n: self._column(n, positions, windows) for n in self._samples.schema}, {}
+        lost: Lost = {}
+        found = {n: self._salvaged(n, positions, windows, lost) for n in self._samples.schema}
+        there = _without(len(positions), lost)
+        decoded: Columns = {}
+        for name, (column, has) in found.items():
+            if there is None or len(has) == len(there):
+                decoded[name] = column
+            else:
+                decoded[name] = columns.take({name: column}, np.searchsorted(has, there), {})[name]
+        return decoded, lost
+
+    def _column(self, name: str, positions: Int64s, windows: Windows) -> Column:
+        if name in windows:
+            return self._samples.read_windows(name, positions, *windows[name])
+        return self._samples.read(name, positions)
+
+    def _salvaged(
+        self, name: str, positions: Int64s, windows: Windows, lost: Lost
+    ) -> tuple[Column, Int64s]:
+        """What can be read of a field, and of which of the `positions`; the others go to `lost`."""
+        field, parts, places = self._samples.schema[name], [], []
+        runs = [(0, len(positions))]
+        while runs:
+            first, last = runs.pop()
+            run = slice(first, last)
+            try:
+                column = self._column(name, positions[run], _of(windows, run))
+                if field.kind == "str" and name not in self._raw:
+                    present(field, column)  # whether it can be shown
+            except (CorruptionError, StorageError) as error:
+                if last - first > 1:
+                    middle = (first + last) // 2
+                    runs += [(middle, last), (first, middle)]
+                    continue
+                # Without side columns nothing is known of any sample: that raises here.
+                self._samples.read_shapes(name, positions[run])
+                lost.setdefault(first, Loss(type(error).__name__, str(error), field=name))
+                continue
+            parts.append(column)
+            places.append(np.arange(first, last, dtype=np.int64))
+        if not parts:
+            none = slice(0, 0)
+            return self._column(name, positions[none], _of(windows, none)), positions[none]
+        if len(parts) == 1:
+            return parts[0], places[0]
+        if isinstance(parts[0], RaggedBatch):
+            whole: Column = RaggedBatch.join(parts)  # type: ignore[arg-type]  # all are such
+        else:
+            whole = np.concatenate(parts, dtype=field.dtype)
+        return whole, np.concatenate(places)
+
+    # What becomes of them
+
+    def _made(self, decoded: Columns, dealt: Dealt, first: int, last: int, lost: Lost) -> Made:
+        """Batches `first` to `last` of what is dealt, of which all but `lost` is `decoded`."""
         batches = dealt.batches.span(first, last)
-        edges = batches.edges.tolist()
-        made = []
-        for i, (start, stop) in enumerate(itertools.pairwise(edges)):
-            picks = batches.picks.take(slice(start, stop))
-            batch = self._finish(columns.span(shown, start, stop), picks)
-            made.append(Ready(batch, dealt.after(first + i), int(dealt.steps[first + i])))
-        return made
+        positions = batches.picks.positions
+        there = _without(len(positions), lost)
+        edges = _edges(batches.edges, there)
+        nbytes = sum(_values_of(column) for column in decoded.values())
+        shown = columns.show(self._samples.schema, decoded, raw=self._raw)
+        begun = time.perf_counter()
+        if self._stages.per_sample:
+            shown = self._mapped(shown, positions, there, lost)
+            there = _without(len(positions), lost)
+            edges = _edges(batches.edges, there)
+        kept = positions if there is None else positions[there]
+        dressed = self._dressed(shown, batches, there, edges)
+        extents = extents_of(shown, edges, dressed)
+        if self._stages:
+            picked = [batches.span(i, i + 1).picks for i in range(len(batches))]
+            dressed = self._stages.batches(dressed, picked)
+            became = columns.nbytes_of(dressed)
+            self._pace.note(nbytes, became, time.perf_counter() - begun)
+        ready = [
+            Ready(self._collate(batch), dealt.after(i), int(dealt.steps[i]))
+            for i, batch in enumerate(dressed, first)
+        ]
+        return Made(ready, Facts(kept, edges, nbytes, extents, _lost_of(batches, lost)))
+
+    def _mapped(
+        self, shown: Columns, positions: Int64s, there: Int64s | None, lost: Lost
+    ) -> Columns:
+        """Each sample transformed; those that fail go to `lost`."""
+        places = np.arange(len(positions), dtype=np.int64) if there is None else there
+        before = columns.apart(shown)
+        names = list(before)
+        samples = [dict(zip(names, row, strict=True)) for row in zip(*before.values(), strict=True)]
+        made, good = [], []
+        for i, sample in enumerate(self._stages.samples(samples, positions[places])):
+            if isinstance(sample, Failed):
+                loss = Loss(sample.error, sample.message, transform=sample.transform)
+                lost[int(places[i])] = loss
+            else:
+                made.append(sample)
+                good.append(i)
+        if len(good) < len(samples):
+            before, places = {}, places[good]
+        return self._forms.join(made, positions[places], before, shown)
+
+    def _dressed(
+        self, shown: Columns, batches: Batches, there: Int64s | None, edges: Int64s
+    ) -> list[Columns]:
+        """The columns of each batch with what the rule makes of them."""
+        picks, all_rows = batches.picks, batches.picks.rows
+        if there is not None and self._rule.shared:
+            # Each row is a stream, which must not move: those that are lost show nothing.
+            shown = columns.spread(self._samples.schema, shown, there, len(picks))
+            edges = batches.edges
+        elif there is not None:
+            picks = picks.take(there)
+        dressed = []
+        for i, (start, stop) in enumerate(itertools.pairwise(edges.tolist())):
+            some = picks.take(slice(start, stop))
+            batch = self._rule.dress(columns.span(shown, start, stop), some)
+            if there is not None and all_rows is not None:
+                of_batch = all_rows[batches.edges[i] : batches.edges[i + 1]]
+                batch = columns.keep_rows(batch, int(of_batch.max(initial=-1)) + 1)
+            dressed.append(batch)
+        return dressed
 
     # Straight from the store
 
-    def _decode(self, dealt: Dealt, first: int, last: int, windows: Windows) -> list[Ready]:
+    def _decode(self, dealt: Dealt, first: int, last: int, windows: Windows) -> Made:
         edges = dealt.batches.edges
         positions = dealt.batches.picks.positions[edges[first] : edges[last]]
-        return self._ready(self._read(positions, windows), dealt, first, last)
+        decoded, lost = self._read(positions, windows)
+        return self._made(decoded, dealt, first, last, lost)
 
     # By way of windows
 
-    def _from_windows(self, deals: Iterator[Dealt]) -> Jobs[list[Ready]]:
+    def _from_windows(self, deals: Iterator[Dealt]) -> Jobs[Made]:
         windows = results(
             self._window_jobs(deals),
             count=min(self._budget.ahead, 1),
             limit=self._budget.windows,
         )
         try:
-            for decoded, places, dealt, each in windows:
-                for first, last in _parts(dealt.batches, each, self._budget.read):
-                    nbytes = int(each[dealt.batches.edges[first] : dealt.batches.edges[last]].sum())
-                    yield nbytes, partial(self._take, decoded, places, dealt, first, last)
-                del decoded, places, dealt, each
+            for window in windows:
+                dealt, each = window[-2:]
+                for first, last in _parts(dealt.batches, each, self._pace):
+                    span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
+                    nbytes = int(each[span].sum() * self._pace.growth)
+                    yield nbytes, partial(self._take, window, first, last)
+                del window, dealt, each
         finally:
             windows.close()
 
@@ -212,7 +409,7 @@ class Reader:
                 yield nbytes, partial(self._decode_window, needed, places, dealt, each)
                 continue
             # Too large for memory: the same batches in the same order, but read in parts.
-            for first, last in _parts(dealt.batches, each, self._budget.windows // 4):
+            for first, last in _parts(dealt.batches, each, Pace(self._budget.windows // 4)):
                 part = dealt.span(first, last)
                 needed, places = _needed(part.batches.picks)
                 edges = dealt.batches.edges
@@ -221,16 +418,58 @@ class Reader:
                 yield nbytes, partial(self._decode_window, needed, places, part, sizes)
 
     def _decode_window(self, needed: Int64s, places: Int64s, dealt: Dealt, each: Int64s) -> _Window:
-        return self._read(needed, {}), places, dealt, each
+        return *self._read(needed, {}), places, dealt, each
 
-    def _take(
-        self, decoded: Columns, places: Int64s, dealt: Dealt, first: int, last: int
-    ) -> list[Ready]:
+    def _take(self, window: _Window, first: int, last: int) -> Made:
+        decoded, lacks, places, dealt, _ = window
         edges = dealt.batches.edges
         span = slice(int(edges[first]), int(edges[last]))
         windows = self._windows(dealt.batches.picks.take(span))
-        taken = columns.take(decoded, places[span], windows)
-        return self._ready(taken, dealt, first, last)
+        wanted, lost = places[span], Lost()
+        if lacks:
+            gone = np.array(sorted(lacks), np.int64)
+            lost = {i: lacks[place] for i, place in enumerate(wanted.tolist()) if place in lacks}
+            there = np.setdiff1d(np.arange(len(wanted)), list(lost))
+            windows = _of(windows, there)
+            wanted = wanted[there] - np.searchsorted(gone, wanted[there])
+        taken = columns.take(decoded, wanted, windows)
+        return self._made(taken, dealt, first, last, lost)
+
+
+def _values_of(column: Column) -> int:
+    """Bytes of a column's values."""
+    return column.values.nbytes if isinstance(column, RaggedBatch) else column.nbytes
+
+
+def _of(windows: Windows, index: Any) -> Windows:
+    """The windows of the samples at `index`."""
+    return {name: (starts[index], stops[index]) for name, (starts, stops) in windows.items()}
+
+
+def _without(count: int, lost: Lost) -> Int64s | None:
+    """Which of `count` samples are there; None where all are."""
+    if not lost:
+        return None
+    there = np.ones(count, np.bool_)
+    there[list(lost)] = False
+    return np.flatnonzero(there)
+
+
+def _edges(edges: Int64s, there: Int64s | None) -> Int64s:
+    """Where batches begin and end once only the samples at `there` are left."""
+    return edges if there is None else np.searchsorted(there, edges).astype(np.int64)
+
+
+def _lost_of(batches: Batches, lost: Lost) -> dict[int, list[tuple[int, Loss]]]:
+    """What is lost of each batch, every sample once."""
+    found: dict[int, dict[int, Loss]] = {}
+    starts = batches.picks.starts
+    for place, loss in sorted(lost.items()):
+        if starts is not None and starts[place] >= BEYOND:
+            continue  # of a stream that has run out, so that it shows nothing anyway
+        batch = int(np.searchsorted(batches.edges, place, "right")) - 1
+        found.setdefault(batch, {}).setdefault(int(batches.picks.positions[place]), loss)
+    return {batch: list(losses.items()) for batch, losses in found.items()}
 
 
 def _first_alone(deals: Iterator[Dealt]) -> Iterator[Dealt]:
@@ -255,12 +494,13 @@ def _needed(picks: Picks) -> tuple[Int64s, Int64s]:
     return picks.positions[order], places
 
 
-def _parts(batches: Batches, each: Int64s, room: int) -> Iterator[tuple[int, int]]:
-    """Cut into runs of batches, of one at least, whose samples of `each` bytes fit in `room`."""
+def _parts(batches: Batches, each: Int64s, pace: Pace) -> Iterator[tuple[int, int]]:
+    """Cut into runs of batches, of one at least, whose samples of `each` bytes keep to `pace`."""
     bytes_to = offsets_of(each)[batches.edges]
     start = 0
     while start < len(batches):
-        stop = int(np.searchsorted(bytes_to, bytes_to[start] + room, "right")) - 1
-        stop = max(stop, start + 1)
+        bounds = bytes_to[start] + np.array([pace.room, pace.soon])
+        fit, soon = (np.searchsorted(bytes_to, bounds, "right") - 1).tolist()
+        stop = max(min(fit, max(soon, start + pace.at_once)), start + 1)
         yield start, stop
         start = stop

@@ -126,7 +126,7 @@ class Windowed(Rule):
         owner = np.repeat(np.arange(len(windows)), windows)
         turn = np.arange(ends[-1]) - before[stream][owner]
         begin = start[owner] + expand_ranges(np.zeros_like(windows), windows) * self.stride
-        turns = int(each.max() if pool.last and not pool.drop_last else each.min())
+        turns = int(each.max() if pool.takes_all else each.min())
         # What comes after the last whole turn is one window for each stream where to go on.
         left = Picks.none()
         picks_of = pool.positions
