@@ -313,6 +313,7 @@ class Bucketed(Rule):
     Samples planned together (a window of `Shuffled`) are sorted by length and cut into batches,
     and the batches shuffled; every batch but the last is whole. With `edges` or `quantiles` no
     batch has samples of two buckets, and at the end of an epoch each bucket may have a short one.
+    With a loader's `drop_last` those are left out, and so of a bucket with few samples all of them.
 
     Parameters
     ----------

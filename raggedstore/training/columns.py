@@ -422,9 +422,8 @@ class _Padded:
         padded: Columns = {}
         for name, column in columns.items():
             if isinstance(column, PackedRows):
-                padded[name] = self._turned(column.to_padded())
-                padded[f"{name}_segments"] = self._turned(column.segments())
-                padded[f"{name}_positions"] = self._turned(column.positions())
+                made = column.padded(name)
+                padded.update((extra, self._turned(array)) for extra, array in made.items())
             elif isinstance(column, RaggedBatch):
                 multiple = self._rule.multiple_of if name in self._rule.fields else 1
                 padded[name] = self._turned(column.to_padded(multiple_of=multiple))

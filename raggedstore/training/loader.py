@@ -1,10 +1,10 @@
 """`Loader`: the batches of an epoch, read ahead of the loop that trains on them.
 
 Four questions, answered apart: which samples come next (`orders.py`), which of them make a batch
-(`batching.py`), whose the batch is (`dealing.py`), and how it is read (`reading.py`) and made into
-what the loop wants (`transforms.py`). The first
+(`batching.py`), whose the batch is (`dealing.py`), and how it is read (`reading.py`). The first
 three read no data, and are computed from a few numbers: those are the state that an interrupted
-run goes on from.
+run goes on from. What becomes of a batch on its way to the loop (`transforms.py`), and what there
+is to say of an epoch (`report.py`), is no part of it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
 from raggedstore.training.picks import Batches, Picks
 from raggedstore.training.reading import Budget, Made, Reader, results
+from raggedstore.training.recurrent import BEYOND
 from raggedstore.training.report import LISTED, Quarantined, Report, Watch
 from raggedstore.training.sizes import Measures, probes
 from raggedstore.training.transforms import Per, Stages, Transform, checked
@@ -421,7 +422,8 @@ class Loader:
             sample_bytes=sizes.mean,
             first_bytes=sizes.mean_of_first(),
             pool=self.batch.pool,
-            window_bytes=max(1, int(self._divided.windows / 2 * _SLACK)),
+            # Whatever `prefetch` is, which must not touch the order.
+            window_bytes=max(1, int(self.budget * 7 / 8 / 2 * _SLACK)),
             lanes=self.world_size,
         )
         return {
@@ -698,7 +700,8 @@ class Loader:
         wanted = at_least(0, step, "step")
         for batches in self._batches_of(epoch):
             if wanted < len(batches):
-                return batches.span(wanted, wanted + 1).picks.positions
+                picks = batches.span(wanted, wanted + 1).picks
+                return picks.positions[_shown(picks)]
             wanted -= len(batches)
         as_position(step, step - wanted, what="step")  # raises
         raise AssertionError
@@ -708,7 +711,7 @@ class Loader:
         position = as_position(sample, len(self.samples))
         before = 0
         for batches in self._batches_of(epoch):
-            found = np.flatnonzero(batches.picks.positions == position)
+            found = np.flatnonzero((batches.picks.positions == position) & _shown(batches.picks))
             if len(found):
                 return before + int(np.searchsorted(batches.edges, found[0], "right")) - 1
             before += len(batches)
@@ -717,6 +720,13 @@ class Loader:
     def _batches_of(self, epoch: int | None) -> Iterator[Batches]:
         number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
         return (dealt.batches for dealt in self._deals(_Progress(number)))
+
+
+def _shown(picks: Picks) -> npt.NDArray[np.bool_]:
+    """Which picks show anything: not those of streams that have run out."""
+    if picks.starts is None:
+        return np.ones(len(picks), np.bool_)
+    return picks.starts < BEYOND
 
 
 def _at_most(dims: Callable[[Int64s], Int64s], most: int, positions: Int64s) -> Int64s:

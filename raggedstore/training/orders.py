@@ -20,6 +20,7 @@ window of the same size can then not hold the samples that it did.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -308,7 +309,9 @@ class Weighted(Order):
 
     def __repr__(self) -> str:
         many = "" if self.count is None else f", count={self.count}"
-        return f"Weighted(<{len(self._total)} weights>, seed={self.seed}{many})"
+        # Told apart, since a run must not go on with other weights.
+        digest = hashlib.sha256(self._total.astype("<f8").tobytes()).hexdigest()[:8]
+        return f"Weighted(<{len(self._total)} weights, {digest}>, seed={self.seed}{many})"
 
     def drawn(self, samples: int) -> int:
         if samples != len(self._total):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -323,11 +324,12 @@ class Reader:
         if self._stages:
             picked = [batches.span(i, i + 1).picks for i in range(len(batches))]
             dressed = self._stages.batches(dressed, picked)
-            became = columns.nbytes_of(dressed)
-            self._pace.note(nbytes, became, time.perf_counter() - begun)
+        made = [self._collate(batch) for batch in dressed]
+        if self._stages or any(map(operator.is_not, made, dressed)):
+            # Padding counts: it may make ten times as much of what is read.
+            self._pace.note(nbytes, columns.nbytes_of(made), time.perf_counter() - begun)
         ready = [
-            Ready(self._collate(batch), dealt.after(i), int(dealt.steps[i]))
-            for i, batch in enumerate(dressed, first)
+            Ready(batch, dealt.after(i), int(dealt.steps[i])) for i, batch in enumerate(made, first)
         ]
         return Made(ready, Facts(kept, edges, nbytes, extents, _lost_of(batches, lost)))
 

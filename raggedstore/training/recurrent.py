@@ -39,7 +39,8 @@ class Windowed(Rule):
 
     Each batch has as many rows as there are streams: in row i the next window of stream i, and in
     ``batch["reset"]``, (streams,) bool, whether a sequence begins there. Other fields are those of
-    the sequence. At the end of an epoch streams that have run out have windows of length 0.
+    the sequence. At the end of an epoch streams that have run out have windows of length 0; what
+    other fields say of those means nothing.
 
     Parameters
     ----------

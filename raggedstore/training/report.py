@@ -46,8 +46,6 @@ _LOOKED_AT = 2**12
 #: Samples set aside that are listed; more are only counted.
 LISTED = 10_000
 
-_NONE = np.zeros(0, np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -216,6 +214,30 @@ class Report:
     __repr__ = __str__
 
 
+class _Some:
+    """Up to `_LOOKED_AT` numbers."""
+
+    def __init__(self) -> None:
+        self._all = np.zeros(_LOOKED_AT, np.int64)
+        self.count = 0
+
+    @property
+    def numbers(self) -> Int64s:
+        """(count,) those there are."""
+        return self._all[: self.count]
+
+    def add(self, numbers: Int64s) -> None:
+        """Take so many more."""
+        self._all[self.count : self.count + len(numbers)] = numbers
+        self.count += len(numbers)
+
+    def halve(self) -> None:
+        """Keep every other one."""
+        kept = self.numbers[::2].copy()
+        self.count = 0
+        self.add(kept)
+
+
 @dataclass(eq=False)
 class Watch:
     """Looks on while an epoch goes by.
@@ -252,8 +274,8 @@ class Watch:
         self._before = None if found is None else [(c, *_counts(c)) for c in found]
         # Of every `_stride`-th place in the epoch the sample, and how far off the next one is.
         self._stride = 1
-        self._positions: list[Int64s] = []
-        self._jumps: list[Int64s] = []
+        self._positions = _Some()
+        self._jumps = _Some()
 
     def begin(self) -> None:
         """The loop asks for its first batch."""
@@ -295,10 +317,10 @@ class Watch:
             return
         count = int(facts.edges[given])
         start = self._thin_out(count)
-        looked_at = facts.positions[start : count : self._stride].copy()
+        looked_at = facts.positions[start : count : self._stride]
         follow = facts.positions[start + 1 : count + 1 : self._stride]
-        self._positions.append(looked_at)
-        self._jumps.append(np.abs(follow - looked_at[: len(follow)]))
+        self._positions.add(looked_at)
+        self._jumps.add(np.abs(follow - looked_at[: len(follow)]))
         self._batches += given
         self._samples += count
         # For a read given in part its bytes are taken to be spread evenly, and its padding counts
@@ -310,12 +332,10 @@ class Watch:
 
     def _thin_out(self, more: int) -> int:
         """Make room for `more` samples; which of them is the first to look at."""
-        held = sum(map(len, self._positions))
-        while held + more // self._stride >= _LOOKED_AT:
+        while self._positions.count + more // self._stride >= _LOOKED_AT:
             self._stride *= 2
-            self._positions = [np.concatenate([_NONE, *self._positions])[::2].copy()]
-            self._jumps = [np.concatenate([_NONE, *self._jumps])[::2].copy()]
-            held = len(self._positions[0])
+            self._positions.halve()
+            self._jumps.halve()
         return -self._samples % self._stride
 
     def report(self) -> Report:
@@ -323,7 +343,7 @@ class Watch:
         # Of a copy, so that it may be asked for at any time and in any thread.
         seen = copy.copy(self)
         seen._extents = dict(self._extents)
-        seen._positions, seen._jumps = list(self._positions), list(self._jumps)
+        seen._positions, seen._jumps = copy.deepcopy((self._positions, self._jumps))
         seen._add()
         return seen._report()
 
@@ -338,8 +358,7 @@ class Watch:
             grown = np.array(now, np.int64) - np.array(then, np.int64)
             hits, chunks, blocks = grown.reshape(-1, 3).sum(axis=0).tolist()
         peaks = [peak for peak in (self._peak, peak_memory()) if peak is not None]
-        positions = np.concatenate([_NONE, *self._positions])
-        jumps = np.concatenate([_NONE, *self._jumps])
+        jumps = self._jumps.numbers
         return Report(
             epoch=self.epoch,
             finished=self.finished,
@@ -352,7 +371,7 @@ class Watch:
                 name: 1 - values / padded if padded else 0.0
                 for name, (values, padded) in self._extents.items()
             },
-            order=_rank_correlation(positions),
+            order=_rank_correlation(self._positions.numbers),
             jump=float(jumps.mean()) / max(len(self.samples), 1) if len(jumps) else None,
             cache_hits=hits,
             chunks_decoded=chunks,

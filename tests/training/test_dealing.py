@@ -438,3 +438,35 @@ def test_rules_say_which_samples_take_part_now_and_later(tmp_path: Path) -> None
 def _at(loader: Loader, state: Any) -> Loader:
     loader.load_state_dict(state)
     return loader
+
+
+def test_an_order_does_not_depend_on_prefetch(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "large", {"x": rs.Field("u1", (None,)), "i": rs.Field("i8")})
+    with store.writer() as writer:
+        writer.extend({"x": np.zeros(10_000, "u1"), "i": i} for i in range(227))
+    loaders = [
+        Loader(store, order=Shuffled(0), batch=10, prefetch=p, budget="5MB") for p in (0, 2, 9)
+    ]
+
+    assert len({str(ids_in_order(loader)) for loader in loaders}) == 1
+    assert len({str(loader.geometry) for loader in loaders}) == 1
+
+
+def ids_in_order(loader: Loader) -> list[int]:
+    return [i for batch in run(loader) for i in batch["i"]]
+
+
+def test_a_stream_that_has_run_out_shows_no_sample(store: rs.Store) -> None:
+    loader = Loader(store, where=[3, 40], batch=Windowed("a", 2, streams=2))
+    last = len(loader) - 1
+
+    assert length(3) == 29 and length(40) == 4
+    assert loader.samples_at(0, epoch=0).tolist() == [0, 1]
+    assert loader.samples_at(last, epoch=0).tolist() == [0]
+
+
+def test_other_weights_are_another_order(store: rs.Store) -> None:
+    state = Loader(store, order=Weighted(np.ones(COUNT))).state_dict()
+
+    with pytest.raises(rs.UsageError, match="order"):
+        Loader(store, order=Weighted(np.arange(COUNT))).load_state_dict(state)
