@@ -83,8 +83,9 @@ def cast(array: Array, dtype: np.dtype[Any], what: str, *, by_value: bool) -> Ar
 
 def _exact(array: Array, converted: Array) -> Array:
     """Which integers came through a cast to float or complex as themselves."""
-    reals = converted.real if converted.dtype.kind == "c" else converted
+    reals = (converted.real if converted.dtype.kind == "c" else converted).reshape(-1)
+    integers = array.reshape(-1)
     kept = np.abs(reals) < math.ldexp(1, np.finfo(reals.dtype).nmant + 1)
-    for at in zip(*np.nonzero(~kept), strict=True):  # beyond the mantissa: few, and each its own
-        kept[at] = bool(np.isfinite(reals[at])) and int(reals[at]) == int(array[at])
-    return np.asarray(kept)
+    for at in np.flatnonzero(~kept):  # beyond the mantissa: few, and each its own
+        kept[at] = bool(np.isfinite(reals[at])) and int(reals[at]) == int(integers[at])
+    return np.asarray(kept.reshape(array.shape))

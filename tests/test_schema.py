@@ -59,6 +59,14 @@ def test_an_unknown_field_is_a_key_error_that_names_the_fields() -> None:
         schema["mel"]
 
 
+def test_a_single_integer_is_a_float_too() -> None:
+    flat, shape = rs.Field("float64").convert(3, "x")
+    assert flat.tolist() == [3.0] and shape == ()
+    assert rs.Field("complex128").convert(2**53, "x")[0].tolist() == [2.0**53]
+    with pytest.raises(rs.SampleTypeError):
+        rs.Field("float64").convert(2**53 + 1, "x")
+
+
 def test_an_integer_that_a_float_cannot_hold_is_refused() -> None:
     field = rs.Field("float64", (None,))
     assert field.convert([2**53], "x")[0].tolist() == [2.0**53]

@@ -7,6 +7,7 @@ from raggedstore.training.mixture import Mixture
 from raggedstore.training.orders import Order, Permuted, Sequential, Shuffled, Weighted
 from raggedstore.training.packing import Packed, PackedRows
 from raggedstore.training.recurrent import Windowed
+from raggedstore.training.report import Quarantined, Report
 
 __all__ = [
     "Bucketed",
@@ -18,6 +19,8 @@ __all__ = [
     "Packed",
     "PackedRows",
     "Permuted",
+    "Quarantined",
+    "Report",
     "Rule",
     "Sequential",
     "Shuffled",
