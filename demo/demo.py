@@ -1,23 +1,29 @@
-"""Speech, text and images to stores, a second day appended, and a small model trained.
+"""Speech, text and images to stores, a second day appended, and two small models trained.
 
-Everything goes to demo/out, which is made anew: three stores, the lengths of the utterances
-(lengths.png) and the model's loss (loss.png).
+Each training is cut off half way and gone on from a checkpoint, with the same losses as without.
+Everything goes to demo/out, which is made anew: the stores, the checkpoints, and demo.png.
 
     python demo/demo.py
 """
 
+import argparse
+import math
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import language
 import numpy as np
+import pictures
+import speech
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from rich.console import Console
+from rich.table import Table
+from training import History
 
 import raggedstore as rs
 
@@ -25,127 +31,154 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
 OUT = ROOT / "demo" / "out"
 KINDS = {"speech": "audio", "text": "text", "images": "image"}
-
-EPOCHS = 20
-MINIBATCH = 16
-WINDOW, HOP = 256, 80  # of the spectrogram: 32 ms every 10 ms at 8 kHz
-
-
-class DigitModel(nn.Module):
-    """Log spectrogram -> two convolutions -> recurrent layer -> which word it was."""
-
-    def __init__(self, words: int) -> None:
-        super().__init__()
-        self.frames = nn.Sequential(
-            nn.BatchNorm1d(WINDOW // 2 + 1),
-            nn.Conv1d(WINDOW // 2 + 1, 64, 5, padding=2),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Conv1d(64, 64, 5, padding=2),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-        )
-        self.recurrent = nn.GRU(64, 64, batch_first=True, bidirectional=True)
-        self.words = nn.Linear(128, words)
-
-    def forward(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """(n, longest) waves and their (n,) lengths to (n, words) scores."""
-        window = torch.hann_window(WINDOW)
-        waves = torch.stft(audio / 256, WINDOW, HOP, window=window, return_complex=True)
-        frames = self.frames(torch.log(waves.abs() + 0.1)).transpose(1, 2)
-        packed = nn.utils.rnn.pack_padded_sequence(
-            frames, lengths // HOP + 1, batch_first=True, enforce_sorted=False
-        )
-        _, state = self.recurrent(packed)
-        return self.words(torch.cat([state[0], state[1]], dim=1))
+STEPS = 600
+BITS = 1 / math.log(2)  # in a nat
 
 
 def raggedstore(*arguments: str | Path) -> None:
     """Run the command as a person would, and show it."""
-    typed = [str(a.relative_to(ROOT)) if isinstance(a, Path) else a for a in arguments]
+    typed = [short(a) if isinstance(a, Path) else a for a in arguments]
     print("\n$ raggedstore", *typed, flush=True)
     subprocess.run([sys.executable, "-m", "raggedstore", *typed], cwd=ROOT, check=True)
 
 
-def build_stores() -> None:
+def short(path: Path) -> str:
+    """The path as one types it in the project's folder."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def build_stores(out: Path) -> dict[str, rs.Store]:
     """One store for each kind of sample: day 1, then day 2 appended."""
     for name, kind in KINDS.items():
-        raggedstore("import", SAMPLES / "day1" / name, OUT / name, "--kind", kind)
+        raggedstore("import", SAMPLES / "day1" / name, out / name, "--kind", kind)
     print("\nA day later:")
     for name, kind in KINDS.items():
-        raggedstore("import", SAMPLES / "day2" / name, OUT / name, "--kind", kind, "--append")
-    for name in KINDS:
-        raggedstore("info", OUT / name)
-        raggedstore("log", OUT / name)
-    raggedstore("stats", OUT / "speech", "--plot", OUT / "lengths.png")
+        raggedstore("import", SAMPLES / "day2" / name, out / name, "--kind", kind, "--append")
+    for command in ("info", "log", "stats"):
+        raggedstore(command, out / "speech")
+    return {name: rs.open(out / name) for name in KINDS}
 
 
-def read(store: rs.Store, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """The waves at `positions`, padded to the longest, and their lengths."""
-    batch = store["audio"].batch(positions)
-    return torch.from_numpy(batch.to_padded().astype("float32")), torch.from_numpy(batch.lengths)
+def show_table(*columns: Iterable[Any]) -> None:
+    """Print columns with their headings; all but the first are figures."""
+    table = Table()
+    for i, (heading, *_) in enumerate(columns):
+        table.add_column(heading, justify="right" if i else "left")
+    for row in list(zip(*columns, strict=True))[1:]:
+        table.add_row(*map(str, row))
+    print()
+    Console(highlight=False).print(table)
 
 
-def train(store: rs.Store, heard: int) -> list[float]:
-    """Train on the first `heard` samples, test on the others; give the loss of each minibatch."""
-    words, classes = np.unique(store["label"].batch(slice(None)), return_inverse=True)
-    labels = torch.from_numpy(classes)
-    unheard = np.arange(heard, len(store))
-
-    torch.manual_seed(0)
-    torch.set_num_threads(1)  # in so small a model, threads mostly wait for one another
-    rng = np.random.default_rng(0)
-    model = DigitModel(len(words))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-
-    losses: list[float] = []
-    for epoch in range(1, EPOCHS + 1):
-        model.train()
-        first = len(losses)
-        order = rng.permutation(heard)  # shuffled anew each time round
-        for start in range(0, heard, MINIBATCH):
-            chosen = order[start : start + MINIBATCH]
-            loss = nn.functional.cross_entropy(model(*read(store, chosen)), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        if epoch == 1 or epoch % 5 == 0:
-            model.eval()
-            with torch.no_grad():
-                guesses = model(*read(store, unheard)).argmax(dim=1)
-            right = int((guesses == labels[unheard]).sum())
-            print(
-                f"epoch {epoch:2}  loss {np.mean(losses[first:]):6.3f}  "
-                f"new voices: {right} of {len(unheard)} right ({right / len(unheard):.0%})"
-            )
-    return losses
+def show_sizes(stores: dict[str, rs.Store]) -> None:
+    """What the stores hold, and in how many bytes."""
+    show_table(
+        ["store", *stores],
+        ["samples", *map(len, stores.values())],
+        ["values", *(f"{store.nbytes:,} B" for store in stores.values())],
+        ["stored in", *(f"{store.nbytes_stored:,} B" for store in stores.values())],
+        ["that is", *(f"{s.nbytes_stored / s.nbytes:.0%}" for s in stores.values())],
+    )
 
 
-def plot(losses: list[float], path: Path) -> None:
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    ax.plot(losses)
-    ax.set(xlabel="minibatch", ylabel="loss", title="Spoken digits, read shuffled from the store")
-    figure.savefig(path, dpi=100)
+def show_break(history: History, checkpoint: Path) -> None:
+    """How a training went on from its checkpoint."""
+    lost, again = (
+        " ".join(f"{step.loss:.6f}" for step in steps) for steps in (history.lost, history.again)
+    )
+    print(f"Cut off after step {history.cut}, and gone on from {short(checkpoint)}.")
+    print(f"  The next losses, without a break: {lost}")
+    print(f"  From the checkpoint:              {again}")
+    print(f"  Of the same samples, such as      {history.again[0].samples[0]}", flush=True)
+
+
+def show_learned(heard: speech.Learned, read: language.Learned) -> None:
+    """What was learned from what, and how fast."""
+    rows = (
+        "trained on",
+        "batches",
+        "padding",
+        "in plain batches",
+        "steps",
+        "loss",
+        "held out",
+        "new voices",
+        "training",
+        "loading alone",
+    )
+    last = heard.history.tests[-1][1]
+    bits = read.history.tests[-1][1]["valid"] * BITS
+    show_table(
+        ["", *rows],
+        [
+            "digits in noise",
+            f"{heard.sizes['train']} recordings",
+            f"{speech.SIZE}, by length",
+            f"{heard.padding['by length']:.1%}",
+            f"{heard.padding['as they come']:.1%}",
+            *common(heard.history, 1.0, ""),
+            f"{last['valid']:.0%} of {heard.sizes['valid']} right",
+            f"{last['new voices']:.0%} of {heard.sizes['new voices']} right",
+            f"{heard.history.samples / heard.history.seconds:,.0f} samples/s",
+            f"{heard.loaded:,.0f} samples/s",
+        ],
+        [
+            "text, byte by byte",
+            f"{read.sizes['train']} lines",
+            f"{language.ROWS} rows of {language.ROW} B",
+            f"{read.padding['packed']:.1%}",
+            f"{read.padding['a row a line']:.1%}",
+            *common(read.history, BITS, " bits a byte"),
+            f"{bits:.2f} bits a byte",
+            "",
+            f"{read.history.samples / read.history.seconds:,.0f} samples/s",
+            f"{read.loaded:,.0f} samples/s",
+        ],
+    )
+
+
+def common(history: History, scale: float, unit: str) -> tuple[str, str]:
+    """Steps and seconds; the loss at the beginning and at the end, times `scale`."""
+    some = max(len(history.losses) // 20, 1)
+    first = np.mean(history.losses[:some]) * scale
+    last = np.mean(history.losses[-some:]) * scale
+    return f"{len(history.losses)} in {history.seconds:.0f} s", f"{first:.2f} → {last:.2f}{unit}"
+
+
+def prepare(out: Path) -> None:
+    """An empty folder: the demo's own is made anew, any other is to be new or empty."""
+    if out == OUT and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        sys.exit(f"{out} is not empty")
 
 
 def main() -> None:
-    if OUT.exists():
-        shutil.rmtree(OUT)
-    OUT.mkdir()
-    build_stores()
-
-    store = rs.open(OUT / "speech")
-    heard = len(rs.open(OUT / "speech", version=store.versions()[-2]))
-    print(f"\nTraining on the {heard} utterances of day 1; the {len(store) - heard} of day 2,")
-    print("by voices that the model never heard, are the test.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each model")
+    parser.add_argument("--out", type=Path, default=OUT, help="a new folder for what comes of it")
+    options = parser.parse_args()
+    out = options.out.resolve()
     began = time.perf_counter()
-    losses = train(store, heard)
-    print(f"{len(losses)} minibatches in {time.perf_counter() - began:.1f} s")
-    plot(losses, OUT / "loss.png")
-    print("\nPictures: demo/out/loss.png and demo/out/lengths.png")
+    prepare(out)
+    torch.set_num_threads(1)  # in models so small, threads mostly wait for one another
+
+    stores = build_stores(out)
+    show_sizes(stores)
+
+    print(
+        "\nDigits in noise: trained on day 1, tested on a fifth of it and on the voices of day 2."
+    )
+    heard = speech.learn(stores["speech"], options.steps, out / "speech.pt")
+    show_break(heard.history, out / "speech.pt")
+    print("\nText, byte by byte: trained on nine tenths of the lines, tested on the others.")
+    read = language.learn(stores["text"], options.steps, out / "text.pt")
+    show_break(read.history, out / "text.pt")
+
+    show_learned(heard, read)
+    pictures.draw(out / "demo.png", heard, read, stores["images"])
+    print(f"\nPicture: {short(out / 'demo.png')}. All in {time.perf_counter() - began:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -26,3 +26,26 @@ def test_example_runs(example: Path, tmp_path: Path) -> None:
     assert "Warning" not in done.stderr
     assert done.stdout.strip()
     assert list(tmp_path.iterdir()) == [out], "an example writes in its own folder only"
+
+
+def test_processes_under_torchrun_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    example = str(ROOT / "examples" / "ddp.py")
+
+    def run(*start: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *start, example, str(out)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "going on with 3 processes" in run()
+    said = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+    assert said.startswith("epoch 1, 2 processes")
+    assert "300 of 300 samples, 0 of them twice" in said.splitlines()[-1]
