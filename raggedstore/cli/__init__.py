@@ -15,7 +15,7 @@ import click
 from raggedstore import __version__
 from raggedstore.cli.bench import bench
 from raggedstore.cli.importing import import_command
-from raggedstore.cli.keeping import compact, export, log, vacuum, verify
+from raggedstore.cli.keeping import compact, export, log, repair, vacuum, verify
 from raggedstore.cli.output import one_line
 from raggedstore.cli.reading import head, info, ls, show
 from raggedstore.cli.stats import stats
@@ -47,6 +47,7 @@ for _command in (
     stats,
     log,
     verify,
+    repair,
     compact,
     vacuum,
     export,

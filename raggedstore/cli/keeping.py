@@ -1,18 +1,22 @@
-"""`log`, `verify`, `compact`, `vacuum` and `export`: keeping a store whole and small."""
+"""`log`, `verify`, `repair`, `compact`, `vacuum`, `export`: keeping a store whole and small."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from raggedstore.cli.opening import CORPUS, opened_store
 from raggedstore.cli.output import one_line, plain, print_json, print_table, when
 from raggedstore.errors import UsageError
+from raggedstore.store.repair import RepairReport
+from raggedstore.store.repair import repair as repair_store
 from raggedstore.units import format_bytes
 
-__all__ = ["compact", "export", "log", "vacuum", "verify"]
+__all__ = ["compact", "export", "log", "repair", "vacuum", "verify"]
 
 
 @click.command()
@@ -76,6 +80,77 @@ def verify(corpus: str, as_json: bool) -> int:
         click.echo(f"raggedstore: fault: {one_line(fault)}", err=True)
     click.echo(f"{plain(corpus)}: {plain(str(report).splitlines()[0])}")
     return 0 if report.ok else 1
+
+
+@click.command()
+@CORPUS
+@click.option("--dry-run", is_flag=True, help="Only say what would be lost; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def repair(corpus: str, dry_run: bool, as_json: bool) -> int:
+    """Save what is intact of a damaged CORPUS.
+
+    This makes a new version of all samples that still read. Old versions stay as they are.
+    Samples that are lost are listed on stderr, a line for each field of a segment, and the exit
+    status is then 1. Those that stood after them move up.
+
+    \b
+    Examples:
+      raggedstore repair corpus --dry-run
+      raggedstore repair corpus && raggedstore verify corpus
+    """
+    if os.path.isfile(corpus):
+        raise UsageError(f"{corpus} is a single file: only a store's folder can be repaired")
+    report = repair_store(Path(corpus), dry_run=dry_run, progress=True)
+    lost = bool(report.lost or report.unreadable)
+    if as_json:
+        print_json(_repair_as_json(report))
+        return int(lost)
+    for version in report.unreadable:
+        message = f"the manifest of version {version} is damaged, and what it added is lost"
+        click.echo(f"raggedstore: lost: {message}", err=True)
+    for loss in report.lost:
+        click.echo(f"raggedstore: lost: {one_line(loss)}", err=True)
+    name = plain(corpus)
+    if report.ok:
+        click.echo(f"{name}: nothing to repair in version {report.base}, {report.samples} samples")
+        return 0
+    made = "the new version" if report.version is None else f"version {report.version}"
+    click.echo(
+        f"{name}: {made} holds {report.kept} of the {report.samples} samples of version "
+        f"{report.base}; segments: {len(report.rewritten)} written anew, {len(report.reindexed)} "
+        f"with a new chunk table, {len(report.lost_segments)} lost"
+    )
+    if report.first_lost is not None:
+        click.echo(f"{name}: samples that stood after position {report.first_lost} have moved up")
+    if report.unnamed:
+        click.echo(
+            f"{name}: segment files that no readable version names: {len(report.unnamed)} in "
+            f"{name}/segments; each opens by itself, and vacuum removes it"
+        )
+    if report.version is None:
+        click.echo(f"{name}: nothing was changed; run it without --dry-run to make that version")
+    else:
+        click.echo(
+            f"{name}: next, raggedstore verify {name}; and when nothing in the old versions is "
+            f"wanted any more, raggedstore vacuum {name} --keep 1"
+        )
+    return int(lost)
+
+
+def _repair_as_json(report: RepairReport) -> dict[str, Any]:
+    return {
+        "ok": report.ok,
+        "base": report.base,
+        "version": report.version,
+        "samples": report.samples,
+        "kept": report.kept,
+        "lost": [asdict(loss) for loss in report.lost],
+        "lost_segments": report.lost_segments,
+        "rewritten": report.rewritten,
+        "reindexed": report.reindexed,
+        "unreadable": report.unreadable,
+        "unnamed": report.unnamed,
+    }
 
 
 @click.command()

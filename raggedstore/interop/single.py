@@ -121,33 +121,46 @@ def export(
         The file exists.
     """
     target = Path(path)
-    if target.exists():
-        raise ConflictError(f"{target} exists already")
-    temporary = target.with_name(f"{files.TEMPORARY}{os.getpid()}-{target.name}")
-    pool = encoding_pool()
-    writer = SegmentWriter(temporary, samples.schema, compressions, pool)
+    with files.storage_errors(target, "be looked for"):
+        if target.exists():
+            raise ConflictError(f"{target} exists already")
+    # Another name each time: what an export that was cut off left is in nobody's way.
+    temporary = target.with_name(f"{files.TEMPORARY}{os.urandom(6).hex()}-{target.name}")
+    with encoding_pool() as pool:
+        writer = SegmentWriter(temporary, samples.schema, compressions, pool)
+        try:
+            _copy(samples, writer, progress=progress)
+            writer.seal()
+            files.sync_file(temporary)
+            _put_in_place(temporary, target)
+        finally:
+            writer.abort()  # which removes the temporary name
+
+
+def _copy(samples: Samples, writer: SegmentWriter, *, progress: bool) -> None:
+    positions = np.arange(len(samples), dtype=np.int64)
+    with track("exporting", len(samples), enabled=progress) as advance:
+        for block in samples.blocks(positions):
+            parts = {}
+            for name in samples.schema:
+                column = samples.read(name, block)
+                shapes = samples.read_shapes(name, block)
+                flat = column.values if isinstance(column, RaggedBatch) else column.reshape(-1)
+                parts[name] = (flat, shapes)
+            writer.extend(parts, len(block))
+            advance(len(block))
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Give a finished file its name, for good or not at all."""
+    with files.storage_errors(target, "be put in place"):
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            raise ConflictError(f"{target} exists already") from None
     try:
-        positions = np.arange(len(samples), dtype=np.int64)
-        with track("exporting", len(samples), enabled=progress) as advance:
-            for block in samples.blocks(positions):
-                parts = {}
-                for name in samples.schema:
-                    column = samples.read(name, block)
-                    shapes = samples.read_shapes(name, block)
-                    flat = column.values if isinstance(column, RaggedBatch) else column.reshape(-1)
-                    parts[name] = (flat, shapes)
-                writer.extend(parts, len(block))
-                advance(len(block))
-        writer.seal()
-        files.sync_file(temporary)
-        with files.storage_errors(target, "be put in place"):
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                raise ConflictError(f"{target} exists already") from None
         files.sync_folder(target.parent)
-    finally:
-        writer.abort()
-        pool.shutdown()
+    except BaseException:
         with suppress(OSError):
-            temporary.unlink()
+            target.unlink()
+        raise

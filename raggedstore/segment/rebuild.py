@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
 from raggedstore.layout import DATA, SCHEMA_ATTRIBUTE, SHAPE, SPAN, Column, columns_of
-from raggedstore.schema import Field, Schema
+from raggedstore.schema import MAX_DIMENSIONS, Field, Schema
 from raggedstore.segment.blocks import BlockTable, blocks_of
 from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
@@ -35,6 +35,7 @@ BLOSC, BLOSC2 = 32001, 32026
 _PARSED = frozenset({1, 2, 3})  # deflate, shuffle, fletcher32: what pyfive decodes by itself
 _HEAD_BYTES = 2**13  # where a chunk of up to some 2,000 blocks says where they lie
 _RUN_BYTES = 2**20  # of rows that are read together from a dataset without chunks of its own
+_RUNS = 2**20  # of them in a dataset at most
 MAX_CHUNK_BYTES = 2**31 - 1
 
 
@@ -60,7 +61,7 @@ def rebuild_table(name: str, data: FileBytes, *, group: str = "/") -> SegmentTab
     import pyfive
 
     try:
-        root = pyfive.File(io.BufferedReader(_Stream(data)))
+        root = pyfive.File(_Buffered(data))
         try:
             node = root[group] if group.strip("/") else root
         except KeyError:
@@ -106,6 +107,18 @@ class _Stream(io.RawIOBase):
         return size
 
 
+class _Buffered(io.BufferedReader):
+    """A file's stream that makes room for no more than is in it, whatever is asked of it."""
+
+    def __init__(self, data: FileBytes) -> None:
+        super().__init__(_Stream(data))
+        self._size = len(data)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self._size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _field_nodes(node: Any) -> dict[str, Any]:
     """The groups that hold fields: the subgroups with data, or the group itself as "data"."""
     if DATA in node and hasattr(node[DATA], "shape"):
@@ -145,7 +158,7 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
             )
         if SPAN in node and SHAPE in node:
             shape = node[SHAPE].shape
-            if len(shape) != 2 or len(dataset.shape) != 1:
+            if len(shape) != 2 or shape[1] > MAX_DIMENSIONS or len(dataset.shape) != 1:
                 raise FormatError(f"{name!r}: data has rank {len(dataset.shape)}, shape {shape}")
             fields[name] = Field(dataset.dtype, (None,) * shape[1])
         else:
@@ -214,6 +227,10 @@ def _dataset(
         raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
     else:
         chunk_rows = max(_RUN_BYTES // row_nbytes, 1)
+    # A damaged file tells of any number of rows; what is kept for each run of them is bounded.
+    chunk_rows *= max(-(-rows // (chunk_rows * _RUNS)), 1)
+    if chunk_rows > MAX_CHUNK_BYTES // row_nbytes:
+        raise FormatError(f"{where}: {rows} rows are too many")
     entries = np.zeros(-(-rows // chunk_rows), ENTRY)
     filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
     if _PARSED.issuperset(filters):

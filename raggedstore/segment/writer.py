@@ -306,31 +306,40 @@ class SegmentWriter:
         *,
         in_flight: int = 4,
     ) -> None:
-        import tables
-
         self.path = path
         self.schema = schema
         self.pool = pool
         self.in_flight = in_flight
         self.samples = 0
         with hdf5_lock, _storage_errors(path):
-            with open(path, "xb") as file:
-                file.write(empty_file())
-            # Without PyTables' own attributes the file is smaller, and loses nothing.
-            self.file = tables.open_file(str(path), "a", pytables_sys_attrs=False)
-            with _quiet_names():
-                for name, field in schema.items():
-                    group = self.file.create_group("/", name)
-                    if field.kind != "array":
-                        group._v_attrs.kind = np.bytes_(field.kind)
-            attributes = self.file.root._v_attrs
-            attributes[FORMAT_ATTRIBUTE] = np.int64(FORMAT_VERSION)
-            attributes[SCHEMA_ATTRIBUTE] = np.bytes_(schema.dumps().encode())
+            file = open(path, "xb")  # noqa: SIM115  # where one is there already, it is not ours
+            try:
+                with file:
+                    file.write(empty_file())
+                self._begin()
+            except BaseException:
+                self.abort()
+                raise
         self.fields = {
             name: _FieldWriter(self, name, field, compressions[name])
             for name, field in schema.items()
         }
         self._columns = [column for f in self.fields.values() for column in f.columns]
+
+    def _begin(self) -> None:
+        """Open the empty file, and make what does not depend on the samples."""
+        import tables
+
+        # Without PyTables' own attributes the file is smaller, and loses nothing.
+        self.file: Any = tables.open_file(str(self.path), "a", pytables_sys_attrs=False)
+        with _quiet_names():
+            for name, field in self.schema.items():
+                group = self.file.create_group("/", name)
+                if field.kind != "array":
+                    group._v_attrs.kind = np.bytes_(field.kind)
+        attributes = self.file.root._v_attrs
+        attributes[FORMAT_ATTRIBUTE] = np.int64(FORMAT_VERSION)
+        attributes[SCHEMA_ATTRIBUTE] = np.bytes_(self.schema.dumps().encode())
 
     @property
     def stored(self) -> int:
@@ -357,7 +366,7 @@ class SegmentWriter:
         self.samples += count
 
     def seal(self) -> SegmentTable:
-        """Finish the file, make sure that it is on the disk, and give its chunk table."""
+        """Finish the file and give its chunk table; making sure of the disk is the caller's."""
         for field in self.fields.values():
             field.finish()
         with hdf5_lock, _storage_errors(self.path):
@@ -367,7 +376,9 @@ class SegmentWriter:
                 for name, field in self.fields.items()
             }
             self.file.close()
-        return SegmentTable(self.schema, self.samples, os.path.getsize(self.path), datasets)
+            _check_closed()
+            size = os.path.getsize(self.path)
+        return SegmentTable(self.schema, self.samples, size, datasets)
 
     def abort(self) -> None:
         """Close and remove the file; what could not be closed is removed all the same."""
@@ -375,6 +386,19 @@ class SegmentWriter:
             self.file.close()
         with suppress(OSError):
             self.path.unlink()
+
+
+def _check_closed() -> None:
+    """HDF5ExtError where HDF5 could not write all that it still held of the file just closed.
+
+    PyTables does not look at what HDF5 says of closing a file. But HDF5 remembers until its next
+    call, and any error that is made takes up what it remembers.
+    """
+    import tables
+
+    error = tables.HDF5ExtError("HDF5 could not finish the file", h5bt="VERBOSE")
+    if error.h5backtrace:
+        raise error
 
 
 def _stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

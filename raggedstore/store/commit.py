@@ -102,7 +102,13 @@ def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
     )
 
 
-def commit(root: Path, change: Callable[[Manifest], Manifest], *, hint: int) -> Manifest:
+def commit(
+    root: Path,
+    change: Callable[[Manifest], Manifest],
+    *,
+    hint: int,
+    latest: Callable[[Path, int], Manifest] = newest,
+) -> Manifest:
     """Steps 4 to 8: make the next version, `change` applied to whatever is newest.
 
     To be called only by who holds the writers' lock, and has held it since before it wrote the
@@ -115,12 +121,14 @@ def commit(root: Path, change: Callable[[Manifest], Manifest], *, hint: int) -> 
         again with a newer one as often as other processes commit first.
     hint
         The newest version that is known.
+    latest
+        How the newest manifest is found.
     """
     files.sync_folder(segments_folder(root))
     while True:
-        latest = newest(root, hint)
-        manifest, made = change(latest).rolled_over()
-        _write_lists(root, made, have={entry.file for entry in latest.lists})
+        before = latest(root, hint)
+        manifest, made = change(before).rolled_over()
+        _write_lists(root, made, have={entry.file for entry in before.lists})
         try:
             files.publish(path_of(root, manifest.version), manifest.dumps())
         except ConflictError:

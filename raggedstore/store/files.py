@@ -82,6 +82,8 @@ def publish(path: Path, data: bytes) -> None:
     ------
     ConflictError
         The file exists: somebody else was first.
+    StorageError
+        The disk refused. Where it did so last of all, the file is there, and the message says so.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
     try:
@@ -94,7 +96,15 @@ def publish(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except StorageError as error:
+        # Others may have read it and built on it: it can't be taken back.
+        raise StorageError(
+            error.errno or 0,
+            f"{path} is in place, but whether it outlasts a loss of power is not known: "
+            f"{error.strerror}",
+        ) from error
 
 
 def put(path: Path, data: bytes) -> None:

@@ -84,7 +84,7 @@ class Manifest:
     recent: tuple[SegmentEntry, ...] = ()  #: the newest segments
     parent: int | None = None
     time: str = ""  #: ISO 8601, UTC
-    operation: str = "create"  #: "create", "append", "compact"
+    operation: str = "create"  #: "create", "append", "compact", "repair"
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -80,7 +80,11 @@ class Snapshot(Samples):
         self.root = root
         self.context = context
         self._pin = _pin(root, version)
-        self.manifest: Manifest = manifest or load(root, version)
+        try:
+            self.manifest: Manifest = manifest or load(root, version)
+        except BaseException:
+            self._pin.close()  # or vacuum would take it for read until the error is forgotten
+            raise
         self._length = self.manifest.samples
         self._parts: Parts | None = None
 
@@ -208,6 +212,11 @@ def open_segment(
         )
     table = read_index(root, entry)
     if table is None:
+        # A table made by parsing has no checksums; the file's digest vouches for all of it at once.
+        if context.checksums and digest_of(data) != entry.digest:
+            raise CorruptionError(
+                f"segment {entry.file}: its chunk table is missing and its file damaged"
+            )
         table = rebuild_table(entry.file, data)
     if table.schema != manifest.schema or table.samples != entry.samples:
         raise CorruptionError(f"segment {entry.file}: not of the schema and length of the store")

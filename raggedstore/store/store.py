@@ -31,6 +31,7 @@ from raggedstore.store.manifest import (
     newest_version,
     path_of,
 )
+from raggedstore.store.repair import RepairReport, repair
 from raggedstore.store.snapshot import Snapshot, newest_snapshot
 from raggedstore.store.verification import Report
 from raggedstore.store.writer import Writer
@@ -287,6 +288,25 @@ class Store(Samples):
     def verify(self, *, progress: bool = False) -> Report:
         """Check every chunk against its checksum, and every side column against its data."""
         return verification.verify(self._snapshot, progress=progress)
+
+    def repair(self, *, dry_run: bool = False, progress: bool = False) -> RepairReport:
+        """Make a new version of all samples of the newest that are intact; say what is lost.
+
+        Old versions and their files are left as they are, and a store with nothing to repair as it
+        is. Where samples are lost, those after them move up: `RepairReport.positions` says from
+        where. A store whose newest manifest is damaged opens at an older version, or is repaired
+        by the command `raggedstore repair`.
+
+        Parameters
+        ----------
+        dry_run
+            Only say what would be lost.
+        """
+        self._check_writable("repair")
+        report = repair(self._path, dry_run=dry_run, progress=progress)
+        if report.version is not None:
+            self._follow(report.version)
+        return report
 
     def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Write all samples of this version into one HDF5 file, which must not exist."""

@@ -38,10 +38,9 @@ def vacuum(root: Path, keep: int) -> list[Path]:
     removed = _remove_versions(root, keep)
     files.sync_folder(root / "versions")
     lock = root / "writers.lock"
-    with (
-        files.storage_errors(lock, "be locked"),
-        closing(Descriptor(lock, os.O_RDWR | os.O_CREAT)) as held,
-    ):
+    with files.storage_errors(lock, "be opened"):
+        held = Descriptor(lock, os.O_RDWR | os.O_CREAT)
+    with closing(held):
         if files.lock_exclusive(held):
             removed += _remove_loose(root)
     files.sync_folder(segments_folder(root))
@@ -52,11 +51,16 @@ def _remove_versions(root: Path, keep: int) -> list[Path]:
     removed = []
     for version in list_versions(root)[:-keep]:
         path = path_of(root, version)
-        with suppress(FileNotFoundError), closing(Descriptor(path)) as manifest:
+        with files.storage_errors(path, "be opened"):
+            try:
+                manifest = Descriptor(path)
+            except FileNotFoundError:
+                continue  # another vacuum was faster
+        with closing(manifest):
             if files.lock_exclusive(manifest):
-                with files.storage_errors(path, "be removed"):
+                with files.storage_errors(path, "be removed"), suppress(FileNotFoundError):
                     path.unlink()
-                removed.append(path)
+                    removed.append(path)
             else:
                 _mark(root, version)
     return removed
@@ -65,10 +69,9 @@ def _remove_versions(root: Path, keep: int) -> list[Path]:
 def _mark(root: Path, version: int) -> None:
     """Say that versions after one that stays are removed; see `manifest`."""
     path = mark_of(root, version)
-    if not path.exists():
-        with files.storage_errors(path, "be made"):
-            path.touch()
-        files.sync_folder(path.parent)
+    with files.storage_errors(path, "be made"):
+        Descriptor(path, os.O_RDWR | os.O_CREAT).close()
+    files.sync_folder(path.parent)  # even where it was there: who made it may have come no further
 
 
 def _remove_loose(root: Path) -> list[Path]:
@@ -77,12 +80,15 @@ def _remove_loose(root: Path) -> list[Path]:
     removed = []
     for folder in (segments_folder(root), versions_folder(root)):
         ours = _SUFFIXES[folder.name]
-        for path in sorted(folder.iterdir()):
+        with files.storage_errors(folder, "be listed"):
+            paths = sorted(folder.iterdir())
+        for path in paths:
             loose = path.suffix in ours and path.name not in named
-            if (loose or path.name.startswith(files.TEMPORARY)) and path.is_file():
+            if loose or path.name.startswith(files.TEMPORARY):
                 with files.storage_errors(path, "be removed"):
-                    path.unlink()
-                removed.append(path)
+                    if path.is_file():
+                        path.unlink()
+                        removed.append(path)
     return removed
 
 

@@ -20,7 +20,7 @@ from raggedstore.store.commit import digest_of, segments_folder
 from raggedstore.store.lists import SegmentEntry
 from raggedstore.store.snapshot import LostList, Snapshot, open_segment
 
-__all__ = ["Fault", "Report", "verify"]
+__all__ = ["Fault", "Report", "verify", "verify_field"]
 
 _ROWS = 2**16
 _BUDGET = 2**24
@@ -122,7 +122,7 @@ def _verify_segment(
     damaged = np.zeros(entry.samples, bool)
     faults = len(report.faults)
     for field_name in snapshot.manifest.schema:
-        _verify_field(reader, field_name, first, damaged, report)
+        verify_field(reader, field_name, first, damaged, report)
     # Bytes between the chunks belong to HDF5: other tools need them, ours do not.
     if len(report.faults) == faults and digest_of(reader.file) != entry.digest:
         message = "the file's digest does not hold: HDF5's own structures are damaged, no sample is"
@@ -134,7 +134,7 @@ def _verify_segment(
     del report.faults[faults + _LISTED :]
 
 
-def _verify_field(
+def verify_field(
     reader: SegmentReader,
     name: str,
     first: int,

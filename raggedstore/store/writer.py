@@ -278,6 +278,12 @@ class Writer:
         ----------
         metadata
             Updates the user's metadata: plain JSON values.
+
+        Raises
+        ------
+        StorageError
+            The disk refused. The store is as last committed, unless the message says that the
+            version is in place.
         """
         sink = self._open_sink()
         entries: list[SegmentEntry] = []
@@ -301,8 +307,15 @@ class Writer:
             # (a folder's fsync failed after the link), and vacuum removes what no version names.
             self._fail(error)
             raise
-        self._on_commit(self._manifest)
-        return self._manifest.version
+        version = self._manifest.version
+        try:
+            self._on_commit(self._manifest)
+        except OSError as error:
+            raise StorageError(
+                error.errno or 0,
+                f"{self._root}: version {version} is committed, but could not be opened: {error}",
+            ) from error
+        return version
 
     def _fail(self, error: BaseException) -> None:
         self._broken = error
@@ -320,8 +333,10 @@ class Writer:
     def close(self) -> None:
         """Commit what was appended, and close."""
         if self._sink is not None:
-            self.commit()
-            self.abort()
+            try:
+                self.commit()
+            finally:
+                self.abort()
 
     def __enter__(self) -> Self:
         self._open_sink()
