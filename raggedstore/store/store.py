@@ -363,9 +363,11 @@ def create(
         raise UsageError(f"metadata must be plain JSON: {error}") from None
     _check_vacant(root)
     with files.storage_errors(root, "be made"):
-        for folder in ("segments", "versions"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-    files.sync_folder(root)
+        new = [folder for folder in (root, *root.parents) if not folder.exists()]
+        for name in ("segments", "versions"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    for folder in (root, *(made.parent for made in new)):
+        files.sync_folder(folder)
     try:
         files.publish(path_of(root, 0), data)
     except ConflictError:

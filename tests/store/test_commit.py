@@ -1,5 +1,7 @@
 """Stopped at any step, a commit leaves the last version whole."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,93 @@ def test_of_two_compactions_at_once_one_is_thrown_away(
         store.compact()
 
     assert lists_of(rs.open(store.path, verify=True)) == [[1, 2, 3], [4]]
+
+
+def failing(real: Callable[[Path], None], name: str) -> Callable[[Path], None]:
+    """`files.sync_folder`, but that it fails for the folder `name`."""
+
+    def sync_folder(path: Path) -> None:
+        if path.name == name:
+            raise rs.StorageError(errno.EIO, f"{path}: {os.strerror(errno.EIO)}")
+        real(path)
+
+    return sync_folder
+
+
+def test_a_commit_whose_last_step_fails_says_that_the_version_is_in_place(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_folder", failing(files.sync_folder, "versions"))
+        with pytest.raises(rs.StorageError, match=r"2\.json is in place, but .*Input/output"):
+            append(store, [4])
+
+    assert lists_of(rs.open(store.path, verify=True)) == [[1, 2, 3], [4]]
+
+
+def test_an_export_that_fails_leaves_nothing_in_the_way_of_the_next(
+    store: rs.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out" / "out.h5"
+    target.parent.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_folder", failing(files.sync_folder, "out"))
+        with pytest.raises(rs.StorageError, match="Input/output"):
+            store.export(target)
+        assert list(target.parent.iterdir()) == []
+    with monkeypatch.context() as patched:  # the temporary file can't be removed either
+        patched.setattr(files, "sync_file", lambda path: files.sync_folder(path / "none"))
+        patched.setattr(Path, "unlink", lambda path: files.sync_folder(path / "none"))
+        with pytest.raises(rs.StorageError):
+            store.export(target)
+        assert [path.name[:5] for path in target.parent.iterdir()] == [".tmp-"]
+
+    store.export(target)
+    assert lists_of(rs.open(target)) == [[1, 2, 3]]
+
+
+def test_vacuum_says_which_folder_it_could_not_list(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.iterdir
+
+    def iterdir(path: Path) -> Any:
+        if path.name == "segments":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(rs.StorageError, match="segments: could not be listed: Input/output"):
+        store.vacuum()
+
+
+def test_of_two_vacuums_at_once_the_slower_one_goes_on(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(store, [4])
+    real = files.lock_exclusive
+
+    def lock(file: Any) -> bool:
+        monkeypatch.setattr(files, "lock_exclusive", real)
+        assert store.vacuum(keep=1)  # comes between the look and the lock
+        return real(file)
+
+    monkeypatch.setattr(files, "lock_exclusive", lock)
+    assert store.vacuum(keep=1) == []
+    assert store.versions() == [2]
+
+
+def test_a_mark_that_is_there_already_is_synced_before_vacuum_goes_past_it(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rs.open(store.path, version=1):
+        append(store, [4])
+        append(store, [5])
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "sync_folder", failing(files.sync_folder, "versions"))
+            for _ in range(2):  # the first leaves a mark whose name may not be on the disk
+                with pytest.raises(rs.StorageError):
+                    store.vacuum(keep=1)
+                assert store.versions() == [1, 2, 3]
+        store.vacuum(keep=1)
+    assert store.versions() == [1, 3]

@@ -1,13 +1,20 @@
 """What a writer refuses, and what it leaves behind."""
 
+import errno
+import os
+import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tables
 
 import raggedstore as rs
+from raggedstore.segment.file import Descriptor
+from raggedstore.store import files
 
 SCHEMA = {
     "mel": rs.Field("float32", (None, 80)),
@@ -219,3 +226,64 @@ def test_a_full_disk_names_the_file_and_leaves_the_store_as_it_was(
     with store.writer() as writer:
         writer.append(good())
     assert len(store) == 2
+
+
+def test_what_hdf5_cannot_finish_is_not_committed(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTables says nothing when HDF5 fails to write the last of a file as it is closed."""
+
+    def close(file: tables.File) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+        try:
+            real(file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    real = tables.File.close
+    with monkeypatch.context() as patched, pytest.raises(rs.StorageError, match="File too large"):
+        patched.setattr(tables.File, "flush", lambda file: None)
+        patched.setattr(tables.File, "close", close)
+        with store.writer() as writer:
+            writer.append(good())
+
+    assert rs.open(store.path).versions() == [0]
+    assert list((store.path / "segments").iterdir()) == []
+
+
+def test_a_segment_that_cannot_be_begun_leaves_nothing(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(tables, "open_file", refuse)
+    with (
+        pytest.raises(rs.StorageError, match="Too many open files"),
+        store.writer(segment_bytes=1) as writer,
+    ):
+        writer.append(good())
+
+    assert list((store.path / "segments").iterdir()) == []
+
+
+def test_a_commit_that_only_the_reader_cannot_follow_says_that_it_took_place(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rs.Store, "_follow", refuse)
+        with (
+            pytest.raises(rs.StorageError, match=r"version 1 is committed, but .* open files"),
+            store.writer() as writer,
+        ):
+            writer.append(good())
+
+    assert len(rs.open(store.path)) == 1
+    assert not [thread for thread in threading.enumerate() if "encode" in thread.name]
+    lock = Descriptor(store.path / "writers.lock")
+    assert files.lock_exclusive(lock)  # nobody writes any more
+    lock.close()
