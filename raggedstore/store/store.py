@@ -361,7 +361,8 @@ def create(
         data = manifest.dumps()
     except (TypeError, ValueError) as error:
         raise UsageError(f"metadata must be plain JSON: {error}") from None
-    _check_vacant(root)
+    with files.storage_errors(root, "be looked at"):
+        _check_vacant(root)
     with files.storage_errors(root, "be made"):
         new = [folder for folder in (root, *root.parents) if not folder.exists()]
         for name in ("segments", "versions"):
