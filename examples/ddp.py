@@ -8,8 +8,10 @@ in OUT where there is one:
     torchrun --standalone --nproc-per-node 2 examples/ddp.py OUT
 """
 
+import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -75,16 +77,16 @@ def train(out: Path, stop: int | None = None) -> None:
     torch.manual_seed(0)
     model = DistributedDataParallel(Model())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    done, seen = 0, []
+    done = 0
     if (out / CHECKPOINT).exists():
         saved = torch.load(out / CHECKPOINT)
         model.module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         loader.load_state_dict(saved["loader"])  # one state for all, however many there are
-        done, seen = saved["done"], saved["seen"] if rank == 0 else []
+        done = saved["done"]
 
-    while loader.epoch < EPOCHS:
-        epoch, losses = loader.epoch, []
+    while loader.epoch < EPOCHS and done != stop:
+        epoch, losses, seen = loader.epoch, [], []
         for batch in LoaderDataset(loader):
             scores = model(batch["tone"], batch["tone_lengths"])
             loss = nn.functional.cross_entropy(scores, batch["pitch"])
@@ -96,41 +98,33 @@ def train(out: Path, stop: int | None = None) -> None:
             done += 1
             if done == stop:
                 break
-        came = everybodys(seen)
-        if rank == 0:
+        (out / f"seen-{epoch}-{world}-{rank}.json").write_text(json.dumps(seen))
+        if rank == 0 and losses:  # none where the stop was at an epoch's very end
             print(
                 f"epoch {epoch}, {world} processes: {len(losses)} steps each, "
-                f"loss {losses[0]:.3f} → {losses[-1]:.3f}, {len(set(came))} of {SAMPLES} samples, "
-                f"{len(came) - len(set(came))} of them twice",
+                f"loss {losses[0]:.3f} → {losses[-1]:.3f}",
                 flush=True,
             )
-        if done == stop:
-            if rank == 0:
-                state = {
-                    "model": model.module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "loader": loader.state_dict(),
-                    "done": done,
-                    "seen": came,
-                }
-                torch.save(state, out / CHECKPOINT)
-            return
-        if len(set(came)) != SAMPLES:
-            raise AssertionError("an epoch has all samples")
-        seen = []
-
-
-def everybodys(numbers: list[int]) -> list[int]:
-    """The numbers of all processes."""
-    parts: list[list[int]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, numbers)
-    return [number for part in parts for number in part]
-
-
-def finish() -> None:
-    """End together: a thread of gloo's that is late with its last message brings Python down."""
+    if rank == 0:
+        state = {
+            "model": model.module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "loader": loader.state_dict(),
+            "done": done,
+        }
+        torch.save(state, out / CHECKPOINT)
     dist.barrier()
-    dist.destroy_process_group()
+
+
+def check(out: Path) -> None:
+    """Every sample has come in every epoch, also in that with the break."""
+    for epoch in range(EPOCHS):
+        parts = [json.loads(path.read_text()) for path in out.glob(f"seen-{epoch}-*.json")]
+        came = Counter(number for part in parts for number in part)
+        if len(came) != SAMPLES:
+            raise AssertionError(f"epoch {epoch} had {len(came)} of {SAMPLES} samples")
+        twice = came.total() - SAMPLES
+        print(f"epoch {epoch}: all {SAMPLES} samples, {twice} of them twice")
 
 
 def run(rank: int, world: int, out: Path, stop: int | None) -> None:
@@ -138,7 +132,7 @@ def run(rank: int, world: int, out: Path, stop: int | None) -> None:
     meet = f"file://{out}/meet-{world}"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
     train(out, stop)
-    finish()
+    dist.destroy_process_group()
 
 
 def main(out: Path) -> None:
@@ -151,12 +145,13 @@ def main(out: Path) -> None:
             make_store(out / "corpus")
         dist.barrier()
         train(out)
-        finish()
+        dist.destroy_process_group()
         return
     make_store(out / "corpus")
     torch.multiprocessing.spawn(run, (2, out, STOP), nprocs=2)
     print(f"stopped after step {STOP}, going on with 3 processes")
     torch.multiprocessing.spawn(run, (3, out, None), nprocs=3)
+    check(out)
 
 
 if __name__ == "__main__":

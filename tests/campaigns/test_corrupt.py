@@ -1,9 +1,13 @@
 """The campaign of damage in its short mode."""
 
+import struct
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+import raggedstore as rs
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.rebuild import _Buffered
 from tests.campaigns.corrupt import SUITES, TOLERATED, Finding, Tally, campaign, run_case
@@ -64,3 +68,30 @@ def test_a_length_that_a_damaged_file_tells_is_not_made_room_for(tmp_path: Path)
     assert stream.read(2**60) == bytes(range(90, 100))
     assert stream.read(2**60) == b""
     assert stream.seek(10) == 10 and stream.read() == bytes(range(10, 100))
+
+
+def test_a_row_count_that_a_damaged_file_tells_is_not_made_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as h5:
+        options = {"chunks": (1,), "maxshape": (None,), "compression": "gzip"}
+        h5.create_dataset("label/data", data=np.arange(5000, dtype="i2"), **options)
+    data = path.read_bytes()
+    assert data.count(struct.pack("<Q", 5000)) == 1
+    path.write_bytes(data.replace(struct.pack("<Q", 5000), struct.pack("<Q", 2**32)))
+
+    opened = rs.open(path)
+
+    [table] = opened._reader.table.datasets["label"].values()
+    assert len(opened) == 2**32 and len(table.entries) <= 2**20
+    assert opened[3]["label"] == 3
+
+
+def test_more_dimensions_than_there_can_be_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as h5:
+        h5["data"] = np.zeros(1, "i2")
+        h5["data_start_and_stop"] = np.array([[0, 1]])
+        h5["data_shape"] = np.ones((1, 10**6), "i8")
+
+    with pytest.raises(rs.FormatError, match="shape"):
+        rs.open(path)
