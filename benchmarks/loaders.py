@@ -1,7 +1,8 @@
-"""Loading shuffled, padded batches of tensors: raggedstore and what else there is, in one run.
+"""Loading shuffled batches of tensors: raggedstore and what else there is, in one run.
 
     python benchmarks/loaders.py CORPUS.npz... [--workers 0 1 2] [--runs 5]
-        [--only NAMES] [--skip NAMES] [--seconds 2] [--budget 512MB] [--json OUT] [--plot OUT.png]
+        [--flat] [--only NAMES] [--skip NAMES] [--seconds 2] [--budget 512MB] [--json OUT]
+        [--plot OUT.png]
 
 Nothing is trained. Each way of loading is checked once, with each number of workers: that an epoch
 has every sample of the corpus once. Then come the runs. In a run each has its turn, in a process of
@@ -196,11 +197,11 @@ def best_of(results: Results, kind: str) -> tuple[str, float] | None:
     return name, rates[name]
 
 
-def as_table(corpus: Corpus, results: Results, workers: list[int]) -> Table:
+def as_table(corpus: Corpus, results: Results, workers: list[int], *, flat: bool) -> Table:
     """Rates, and how many times those of the best HDF5 way and of the best other one each is."""
     title = (
         f"{corpus.name}: {len(corpus):,} samples of {corpus.dtype}, {corpus.nbytes / 1e6:.1f} MB, "
-        f"shuffled batches of {corpus.batch}, padded"
+        f"shuffled batches of {corpus.batch}, {'values and lengths' if flat else 'padded'}"
     )
     best = {kind: best_of(results, kind) for kind in ("hdf5", "other")}
     known = ", ".join(f"{k}: {b[0]}" for k, b in best.items() if b)
@@ -268,6 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpora", nargs="+", type=Path, metavar="CORPUS.npz")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    parser.add_argument(
+        "--flat", action="store_true", help="values one after another, in place of padded batches"
+    )
     parser.add_argument("--runs", type=int, default=5, help="0 only checks")
     parser.add_argument("--only", help="beginnings of names, with semicolons")
     parser.add_argument("--skip", help="parts of names to leave out, with semicolons")
@@ -285,11 +289,13 @@ def main(arguments: list[str] | None = None) -> int:
     for name, loading in LOADINGS.items():
         if not name.startswith(wanted) or any(part in name for part in unwanted):
             continue
+        if options.flat and name.endswith("plain"):
+            continue  # which is a way to pad
         if loading.available():
             loadings.append(loading)
         else:
             console.print(f"{name}: not installed, left out")
-    settings = {"budget": options.budget, "seconds": options.seconds}
+    settings = {"budget": options.budget, "seconds": options.seconds, "flat": options.flat}
     report: dict[str, Any] = {"machine": machine(), "runs": options.runs, "settings": settings}
     report |= {"workers": options.workers, "corpora": {}}
     bad = False
@@ -304,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
             results, failures = measure_corpus(
                 path, corpus, loadings, options.workers, options.runs, *where, settings
             )
-        console.print(as_table(corpus, results, options.workers))
+        console.print(as_table(corpus, results, options.workers, flat=options.flat))
         for name, message in failures.items():
             console.print(f"{name} failed: {message}", style="red", markup=False)
         bad = bad or bool(failures)

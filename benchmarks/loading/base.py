@@ -1,4 +1,4 @@
-"""What every way of loading offers: files made from a corpus, and epochs of padded batches."""
+"""What every way of loading offers: files made from a corpus, and epochs of batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.corpora import Corpus
-from benchmarks.loading.padding import Padded
+from benchmarks.loading.padding import Batch
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Setting:
     workers: int
     seed: int
     budget: int  #: bytes of decoded data that all processes together may hold
+    flat: bool = False  #: batches are to be values one after another, in place of padded ones
 
     @property
     def share(self) -> int:
@@ -58,7 +59,7 @@ class Loading(ABC):
         """Write a corpus into an empty folder."""
 
     @abstractmethod
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         """One epoch after another, without end, each in a random order of its own.
 
         What the first epoch alone pays for, opening files and starting workers, is done in it.

@@ -26,7 +26,8 @@ import xxhash
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading import LOADINGS, Loading, Setting
-from benchmarks.loading.padding import Padded
+from benchmarks.loading.padding import Batch, Flat
+from raggedstore.batch import RaggedBatch, offsets_of
 
 #: One value in so many bytes is read of every batch.
 PAGE = 4096
@@ -51,6 +52,7 @@ class Job:
     seed: int = 0
     budget: int = 512_000_000
     seconds: float = 2.0
+    flat: bool = False
 
     def dumps(self) -> str:
         """As the argument of the child."""
@@ -59,7 +61,7 @@ class Job:
     @property
     def setting(self) -> Setting:
         """As the loadings take it."""
-        return Setting(self.samples, self.batch, self.workers, self.seed, self.budget)
+        return Setting(self.samples, self.batch, self.workers, self.seed, self.budget, self.flat)
 
 
 class Corrupt(Exception):
@@ -77,22 +79,27 @@ def digests_of(corpus: Corpus) -> npt.NDArray[np.uint64]:
     return np.sort(np.array([digest(sample) for sample in corpus], np.uint64))
 
 
-def touch(batch: Padded, size: int) -> int:
+def touch(batch: Batch, size: int) -> int:
     """Read values of every page of a batch, and one of every sample; returns the samples."""
     values = batch.values.numpy()
-    count = len(values)
-    if len(batch.lengths) != count or not 0 < count <= size:
-        raise Corrupt(f"a batch of {count} samples with {len(batch.lengths)} lengths")
+    count = len(batch.lengths)
+    if not 0 < count <= size or (len(values) != count and not isinstance(batch, Flat)):
+        raise Corrupt(f"a batch of {len(values)} samples with {count} lengths")
     flat = values.reshape(-1)
     if flat.size:
         flat[:: PAGE // flat.itemsize].max()
+    if flat.size and not isinstance(batch, Flat):
         values[(slice(None), *[0] * (values.ndim - 1))].max()
     return count
 
 
-def samples_of(batch: Padded) -> Iterator[npt.NDArray[Any]]:
-    """The samples of a padded batch; raises where anything lies behind one."""
+def samples_of(batch: Batch) -> Iterator[npt.NDArray[Any]]:
+    """The samples of a batch; raises where anything lies behind one."""
     values, lengths = batch.values.numpy(), batch.lengths.numpy()
+    if isinstance(batch, Flat):
+        shapes = lengths.reshape(len(lengths), -1)
+        yield from RaggedBatch(values, offsets_of(shapes.prod(axis=1)), shapes)
+        return
     filled = 0
     for row, shape in zip(values, lengths.reshape(len(lengths), -1), strict=True):
         sample = row[tuple(map(slice, shape.tolist()))]

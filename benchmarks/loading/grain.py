@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting
-from benchmarks.loading.padding import Array, Padded, lengths_of, pad, pad_flat
+from benchmarks.loading.padding import Array, Batch, Flat, lengths_of, pad, pad_flat
 from benchmarks.peers.array_record import MODULE, ArrayRecord
 from benchmarks.peers.base import Int64s, Reader
 
@@ -40,10 +41,10 @@ class Grain(Loading):
     def write(self, folder: Path, corpus: Corpus) -> None:
         _FILES.write(folder, corpus)
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         import grain
 
-        form = _flat if setting.workers else pad
+        form = _flat if setting.workers or setting.flat else pad
         if self._careful:
             dataset = grain.MapDataset.range(setting.samples).seed(setting.seed).shuffle()
             dataset = dataset.batch(setting.batch).map(_Read(folder, form)).repeat(EPOCHS)
@@ -58,7 +59,7 @@ class Grain(Loading):
             options = grain.MultiprocessingOptions(setting.workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options)
         each = -(-setting.samples // setting.batch)
-        stream = map(_padded, batches)
+        stream = map(_as_tensors if setting.flat else _padded, batches)
         while True:
             yield islice(stream, each)
 
@@ -111,5 +112,9 @@ def _flat(samples: list[Array]) -> dict[str, Array]:
     return {"values": values, "lengths": lengths_of(samples)}
 
 
-def _padded(batch: Any) -> Padded:
+def _as_tensors(batch: dict[str, Array]) -> Batch:
+    return Flat(*map(torch.from_numpy, (batch["values"], batch["lengths"])))
+
+
+def _padded(batch: Any) -> Batch:
     return pad_flat(**batch) if isinstance(batch, dict) else batch

@@ -8,6 +8,7 @@ takes no dtype for `torch` and gives int64: a tenth of the speed of tables.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting, data_loader
-from benchmarks.loading.padding import Flat, Padded, collate_flat, collate_plainly, padded
+from benchmarks.loading.padding import Batch, Padded, collate_flat, collate_plainly, formed
 from benchmarks.peers.arrow import as_flat, as_table
 
 #: As in its documentation.
@@ -56,13 +57,16 @@ class ByIndex(HuggingFace):
         self.name = f"{self.storage} map, {'careful' if careful else 'plain'}"
         self._careful = careful
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         import torch
 
         dataset = self.open(folder)
         if self._careful:
             loader = data_loader(
-                _Tables(dataset.with_format("arrow")), setting, _collate_table, shuffle=True
+                _Tables(dataset.with_format("arrow")),
+                setting,
+                partial(_collate_table, flat=setting.flat),
+                shuffle=True,
             )
         else:
             dtype = getattr(torch, str(dataset.features["x"].feature.dtype))
@@ -72,7 +76,7 @@ class ByIndex(HuggingFace):
             )
             loader = data_loader(dataset, setting, _collate_rows, shuffle=True)
         while True:
-            yield padded(loader)
+            yield formed(loader, flat=setting.flat)
 
 
 class Buffered(HuggingFace):
@@ -81,15 +85,15 @@ class Buffered(HuggingFace):
     name = "hf datasets iterable, careful"
     shuffle = "buffer"
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         dataset = self.open(folder).to_iterable_dataset(num_shards=SHARDS)
         dataset = dataset.shuffle(seed=setting.seed, buffer_size=BUFFER).with_format("arrow")
-        loader = data_loader(dataset, setting, _collate_tables)
+        loader = data_loader(dataset, setting, partial(_collate_tables, flat=setting.flat))
         epoch = 0
         while True:
             dataset.set_epoch(epoch)
             epoch += 1
-            yield padded(loader)
+            yield formed(loader, flat=setting.flat)
 
 
 class _Tables:
@@ -105,18 +109,18 @@ class _Tables:
         return self._dataset[indices]
 
 
-def _collate_table(table: Any) -> Padded | Flat:
+def _collate_table(table: Any, *, flat: bool) -> Batch:
     (batch,) = table.combine_chunks().to_batches()
-    flat = as_flat(batch)
-    offsets = flat.offsets
-    lengths = np.diff(offsets) if flat.shapes is None else flat.shapes.astype(np.int64)
-    return collate_flat(flat.values[offsets[0] : offsets[-1]], lengths)
+    rows = as_flat(batch)
+    offsets = rows.offsets
+    lengths = np.diff(offsets) if rows.shapes is None else rows.shapes.astype(np.int64)
+    return collate_flat(rows.values[offsets[0] : offsets[-1]], lengths, flat=flat)
 
 
-def _collate_tables(tables: list[Any]) -> Padded | Flat:
+def _collate_tables(tables: list[Any], *, flat: bool) -> Batch:
     import pyarrow as pa
 
-    return _collate_table(pa.concat_tables(tables))
+    return _collate_table(pa.concat_tables(tables), flat=flat)
 
 
 def _collate_rows(rows: list[dict[str, Any]]) -> Padded:

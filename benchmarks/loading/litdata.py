@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting
-from benchmarks.loading.padding import Padded, collate, padded
+from benchmarks.loading.padding import Batch, collate, formed
 
 #: With its usual chunks of 64 MB two workers have one each, and wait for each other for seconds.
 CHUNKS = 32
@@ -51,7 +52,7 @@ class LitData(Loading):
             verbose=False,
         )
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         import litdata
 
         dataset = litdata.StreamingDataset(
@@ -61,8 +62,8 @@ class LitData(Loading):
             dataset,
             batch_size=setting.batch,
             num_workers=setting.workers,
-            collate_fn=collate,
+            collate_fn=partial(collate, flat=setting.flat),
             persistent_workers=setting.workers > 0,
         )
         while True:
-            yield padded(loader)
+            yield formed(loader, flat=setting.flat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting, data_loader
-from benchmarks.loading.padding import Padded, collate, collate_plainly, padded
+from benchmarks.loading.padding import Batch, collate, collate_plainly, formed
 from benchmarks.peers.base import Peer, Reader
 
 
@@ -71,13 +72,13 @@ class Mapped(Loading):
     def write(self, folder: Path, corpus: Corpus) -> None:
         self._peer.write(folder, corpus)
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         made = SortedSamples if self._careful else Samples
         dataset = made(self._peer, folder, setting)
-        collate_fn = collate if self._careful else collate_plainly
+        collate_fn = partial(collate, flat=setting.flat) if self._careful else collate_plainly
         loader = data_loader(dataset, setting, collate_fn, shuffle=True)
         try:
             while True:
-                yield padded(loader)
+                yield formed(loader, flat=setting.flat)
         finally:
             dataset.close()

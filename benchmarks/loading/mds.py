@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting, data_loader, installed
-from benchmarks.loading.padding import Flat, Padded, collate, padded
+from benchmarks.loading.padding import Batch, collate, formed
 
 SHARD_BYTES = 2**24
 
@@ -50,7 +50,7 @@ class MDS(Loading):
                 writer.write({"x": head + sample.tobytes()})
         (folder / "type").write_text(f"{corpus.dtype.str} {corpus.ndim}")
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         from streaming import StreamingDataset
 
         dataset = StreamingDataset(
@@ -60,24 +60,25 @@ class MDS(Loading):
             batch_size=setting.batch,
             num_canonical_nodes=1,
         )
-        loader = data_loader(dataset, setting, _Collate(folder))
+        loader = data_loader(dataset, setting, _Collate(folder, flat=setting.flat))
         while True:
-            yield padded(loader)
+            yield formed(loader, flat=setting.flat)
 
 
 class _Collate:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, flat: bool) -> None:
         dtype, ndim = (folder / "type").read_text().split()
         self._dtype, self._ndim = np.dtype(dtype), int(ndim)
+        self._flat = flat
         self._head = 4 * self._ndim if self._ndim > 1 else 0
 
-    def __call__(self, rows: list[dict[str, bytes]]) -> Padded | Flat:
+    def __call__(self, rows: list[dict[str, bytes]]) -> Batch:
         samples = []
         for row in rows:
             flat = np.frombuffer(row["x"], self._dtype, offset=self._head)
             dims = np.frombuffer(row["x"], "<u4", self._ndim) if self._head else None
             samples.append(flat if dims is None else flat.reshape(dims))
-        return collate(samples)
+        return collate(samples, flat=self._flat)
 
 
 def _without_torchvision() -> None:

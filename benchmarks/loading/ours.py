@@ -12,7 +12,7 @@ import torch
 import raggedstore as rs
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting, data_loader
-from benchmarks.loading.padding import Padded, pad_flat
+from benchmarks.loading.padding import Batch, Flat, Padded, pad_flat
 from benchmarks.peers.ours import Ours
 from raggedstore.training import Loader, Permuted, Shuffled
 
@@ -60,11 +60,11 @@ class Direct(Raggedstore):
         self.shuffle = "all" if order == "permuted" else "window"
         self._order = order
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         collate = "ragged" if self._careful else "padded"
         loader = self._loader(folder, setting, self._order, collate)
         while True:
-            yield _padded(loader)
+            yield _formed(loader, setting)
 
 
 class ThroughMapDataset(Raggedstore):
@@ -75,12 +75,12 @@ class ThroughMapDataset(Raggedstore):
     def __init__(self, profile: str, *, careful: bool) -> None:
         super().__init__(profile, "MapDataset", careful=careful)
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         dataset = rs.torch.MapDataset(self._open(folder, setting.share))
         collate = _values if self._careful else rs.torch.collate
         loader = data_loader(dataset, setting, collate, shuffle=True)
         while True:
-            yield _padded(loader)
+            yield _formed(loader, setting)
 
 
 class ThroughLoaderDataset(Raggedstore):
@@ -95,12 +95,12 @@ class ThroughLoaderDataset(Raggedstore):
     def available(self) -> bool:
         return super().available() and hasattr(rs.torch, "LoaderDataset")
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         made = self._loader(folder, setting, "shuffled", "ragged")
         dataset = rs.torch.LoaderDataset(made, "values" if self._careful else "padded")
         loader = data_loader(dataset, setting, None, batch_size=None)
         while True:
-            yield _padded(loader)
+            yield _formed(loader, setting)
 
 
 def _values(rows: Any) -> Any:
@@ -108,13 +108,17 @@ def _values(rows: Any) -> Any:
     return rs.torch.to_tensors(rows.columns, "values")
 
 
-def _padded(batches: Iterable[dict[str, Any]]) -> Iterator[Padded]:
+def _formed(batches: Iterable[dict[str, Any]], setting: Setting) -> Iterator[Batch]:
     """Batches in whichever form they come: padded, or ragged as arrays or tensors."""
     for batch in batches:
         found = batch["x"]
         if hasattr(found, "offsets"):
             values, shapes = np.asarray(found.values), np.asarray(found.shapes)
-            yield pad_flat(values, shapes[:, 0] if shapes.shape[1] == 1 else shapes)
+            lengths = shapes[:, 0] if shapes.shape[1] == 1 else shapes
+            if setting.flat:
+                yield Flat(torch.as_tensor(values), torch.as_tensor(lengths))
+            else:
+                yield pad_flat(values, lengths)
             continue
         lengths = batch["x_lengths"] if "x_lengths" in batch else batch["x_shapes"]
         yield Padded(torch.as_tensor(found), torch.as_tensor(lengths))

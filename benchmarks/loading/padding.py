@@ -1,11 +1,12 @@
 """Batches as training takes them: one padded tensor, and how long each sample is.
 
-Padded batches are large: of speech, 64 samples as they come take nine times their own size. Made in
-a worker process, all of that goes through shared memory, page by page. So workers here hand over
-the values alone, and the loop pads them: with two workers and all samples in memory that makes
-11,000 samples/s of speech and 5,600 of images, in place of 3,500 and 2,300. Padding into zeros from
-NumPy, whose pages the kernel gives only where they are written, is 2.4 (speech) to 5 times (tokens)
-as fast as `torch.nn.utils.rnn.pad_sequence`.
+Or all values one after another, as nested tensors and attention of variable length take them, where
+that is asked for. Padded batches are large: of speech, 64 samples as they come take nine times
+their own size. Made in a worker process, all of that goes through shared memory, page by page. So
+workers here hand over the values alone, and the loop pads them: with two workers and all samples in
+memory that makes 11,000 samples/s of speech and 5,600 of images, in place of 3,500 and 2,300.
+Padding into zeros from NumPy, whose pages the kernel gives only where they are written, is 2.4
+(speech) to 5 times (tokens) as fast as `torch.nn.utils.rnn.pad_sequence`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ class Padded(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A batch on its way from a worker: values one after another; lengths or shapes."""
+    """A batch as one array, or on its way from a worker: values one after another; as above."""
 
     values: torch.Tensor
     lengths: torch.Tensor
+
+
+Batch = Padded | Flat
 
 
 def lengths_of(samples: list[Array]) -> Array:
@@ -82,14 +86,14 @@ def flatten(samples: list[Array]) -> Flat:
     return Flat(torch.from_numpy(values), torch.from_numpy(lengths_of(samples)))
 
 
-def collate(samples: list[Array]) -> Padded | Flat:
-    """A DataLoader's `collate_fn`: padded in the loop's own process, flat in a worker."""
-    return pad(samples) if get_worker_info() is None else flatten(samples)
+def collate(samples: list[Array], *, flat: bool) -> Padded | Flat:
+    """A DataLoader's `collate_fn`: padded in the loop's own process, unless `flat`."""
+    return pad(samples) if get_worker_info() is None and not flat else flatten(samples)
 
 
-def collate_flat(values: Array, lengths: Array) -> Padded | Flat:
+def collate_flat(values: Array, lengths: Array, *, flat: bool) -> Padded | Flat:
     """The same of samples that lie one after another already."""
-    if get_worker_info() is None:
+    if get_worker_info() is None and not flat:
         return pad_flat(values, lengths)
     return Flat(torch.from_numpy(values), torch.from_numpy(lengths))
 
@@ -103,9 +107,9 @@ def collate_plainly(samples: list[Array]) -> Padded:
     return Padded(pad_sequence(tensors, batch_first=True), lengths)
 
 
-def padded(batches: Iterable[Padded | Flat]) -> Iterator[Padded]:
-    """Batches as they come from a DataLoader, padded where they are not."""
+def formed(batches: Iterable[Padded | Flat], *, flat: bool) -> Iterator[Padded | Flat]:
+    """Batches as they come from a DataLoader, padded where they are not and not `flat`."""
     for batch in batches:
-        if isinstance(batch, Flat):
+        if isinstance(batch, Flat) and not flat:
             batch = pad_flat(batch.values.numpy(), batch.lengths.numpy())
         yield batch

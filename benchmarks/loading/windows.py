@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting, data_loader
-from benchmarks.loading.padding import Padded, collate, padded
+from benchmarks.loading.padding import Batch, collate, formed
 from benchmarks.peers.base import Array, Flat
 from benchmarks.peers.hdf5 import H5pyFlat
 
@@ -57,10 +57,10 @@ class Windows(IterableDataset):  # type: ignore[type-arg]
                 batch = self._setting.batch
                 whole = len(held) - len(held) % batch
                 for start in range(0, whole, batch):
-                    yield collate(held[start : start + batch])
+                    yield collate(held[start : start + batch], flat=self._setting.flat)
                 del held[:whole]
             if held:
-                yield collate(held)
+                yield collate(held, flat=self._setting.flat)
 
 
 class H5pyWindows(Loading):
@@ -77,7 +77,7 @@ class H5pyWindows(Loading):
     def write(self, folder: Path, corpus: Corpus) -> None:
         H5pyFlat(CHUNK_BYTES).write(folder, corpus)
 
-    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Padded]]:
+    def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         loader = data_loader(Windows(folder, setting), setting, None, batch_size=None)
         while True:
-            yield padded(loader)
+            yield formed(loader, flat=setting.flat)

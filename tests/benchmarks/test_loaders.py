@@ -32,22 +32,35 @@ def pictures() -> Corpus:
     return Corpus.of("pictures", [rng.integers(0, 9, (*s, 3)).astype(np.uint8) for s in sizes])
 
 
-def setting_of(corpus: Corpus, workers: int = 0) -> Setting:
-    return Setting(len(corpus), 16, workers, seed=0, budget=10_000_000)
+def setting_of(corpus: Corpus, workers: int = 0, *, flat: bool = False) -> Setting:
+    return Setting(len(corpus), 16, workers, seed=0, budget=10_000_000, flat=flat)
 
 
-@pytest.mark.parametrize(("make", "workers"), [(utterances, 0), (utterances, 2), (pictures, 1)])
+@pytest.mark.parametrize(
+    ("make", "workers", "flat"),
+    [
+        (utterances, 0, False),
+        (utterances, 2, False),
+        (pictures, 1, False),
+        (utterances, 1, True),
+        (pictures, 0, True),
+    ],
+)
 @pytest.mark.parametrize("name", LOADINGS)
-def test_an_epoch_has_every_sample_once_and_the_next_another_order(name, make, workers, tmp_path):
+def test_an_epoch_has_every_sample_once_and_the_next_another_order(
+    name, make, workers, flat, tmp_path
+):
     loading, corpus = LOADINGS[name], make()
     if not loading.available():
         pytest.skip(f"{name} is not installed")
+    if flat and name.endswith("plain"):
+        pytest.skip("a way to pad")
     if workers not in loading.workers:
         workers = 0
     loading.load()
     loading.write(tmp_path, corpus)
 
-    setting = setting_of(corpus, workers)
+    setting = setting_of(corpus, workers, flat=flat)
     child.hold_against(loading, tmp_path, setting, child.digests_of(corpus), seconds=60)
 
 
@@ -100,7 +113,7 @@ def test_padding_is_the_same_from_samples_and_from_what_a_worker_hands_over(size
     samples = [np.ones((n, *tail), np.int16) for n in (size, 0, 3)]
 
     one = padding.pad(samples)
-    (other,) = padding.padded([padding.flatten(samples)])
+    (other,) = padding.formed([padding.flatten(samples)], flat=False)
 
     assert one.values.shape == (3, size, *tail)
     assert one.values.sum() == (size + 3) * 6 ** bool(tail)
