@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,16 @@ from raggedstore.errors import CorruptionError, SchemaError, UsageError
 from raggedstore.indexing import Positions, as_position, as_positions, is_single
 from raggedstore.schema import Field, Schema
 
-__all__ = ["Concatenation", "FieldView", "Samples", "Selection", "Stats", "concat"]
+__all__ = [
+    "Concatenation",
+    "FieldView",
+    "Growing",
+    "Part",
+    "Samples",
+    "Selection",
+    "Stats",
+    "concat",
+]
 
 Column = RaggedBatch | npt.NDArray[Any]
 
@@ -112,7 +121,7 @@ class Samples(ABC):
         by: Any = None,
         group: Any = None,
         among: int | None = None,
-    ) -> dict[str, Selection]:
+    ) -> dict[str, Part]:
         """Each sample in one part at most, such as "train" and "valid", once and for good.
 
         What part a sample is in never changes when samples are appended, and is the same on every
@@ -142,23 +151,16 @@ class Samples(ABC):
 
         Returns
         -------
-        dict of Selection, in the order of `parts`, each with its samples in the order they have
-        here.
+        dict of Part, in the order of `parts`, each with its samples in the order they have here.
+        A part of a store takes in what was appended since by its `refresh`.
 
         Examples
         --------
         >>> parts = store.split({"train": 0.9, "valid": 0.1}, by="label")
         >>> parts = store.split({"train": None, "valid": 1000}, among=50_000)
         """
-        positions = splits.split(
-            parts,
-            len(self),
-            seed=seed,
-            by=None if by is None else self._keys(by, "by"),
-            group=None if group is None else self._keys(group, "group"),
-            among=among,
-        )
-        return {name: Selection(self, chosen, None) for name, chosen in positions.items()}
+        rule = _Split(parts, seed, by, group, among)
+        return {name: Part(self, chosen, rule, name) for name, chosen in rule.of(self).items()}
 
     def _keys(self, keys: Any, what: str) -> npt.NDArray[np.uint64]:
         """(n,) hashes of the keys given, or of the values of the field named."""
@@ -375,6 +377,75 @@ class Selection(Samples):
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
         return self._base.read_windows(name, self._of_base(positions), starts, stops)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """What `Samples.split` was asked for."""
+
+    parts: Mapping[str, float | int | None]
+    seed: int
+    by: Any
+    group: Any
+    among: int | None
+
+    def of(self, samples: Samples) -> dict[str, Positions]:
+        """The positions of each part."""
+        return splits.split(
+            self.parts,
+            len(samples),
+            seed=self.seed,
+            by=None if self.by is None else samples._keys(self.by, "by"),
+            group=None if self.group is None else samples._keys(self.group, "group"),
+            among=self.among,
+        )
+
+
+class Part(Selection):
+    """One part of a split: see `Samples.split`."""
+
+    def __init__(self, base: Samples, positions: Positions, rule: _Split, name: str) -> None:
+        super().__init__(base, positions, None)
+        self._rule, self._name = rule, name
+
+    def __repr__(self) -> str:
+        return f"<Part {self._name!r} of a split: {len(self)} samples of {self._base!r}>"
+
+    def refresh(self) -> int:
+        """Move to the store's newest version; its number. Samples that were here stay as they are.
+
+        Raises
+        ------
+        UsageError
+            It is no part of a store, or was split by keys given one by one, which are none for
+            samples appended since.
+        """
+        version = self.check_grows().refresh()
+        self._positions = self._rule.of(self._base)[self._name]
+        return version
+
+    def check_grows(self) -> Growing:
+        """What this is a part of; UsageError where `refresh` would raise it."""
+        base = self._base
+        if isinstance(base, Part):
+            base.check_grows()
+        elif not isinstance(base, Growing):
+            raise UsageError(f"only a part of a store can take a newer version: this is {self!r}")
+        for keys in (self._rule.by, self._rule.group):
+            if keys is not None and not isinstance(keys, str):
+                raise UsageError(
+                    "a part that was split by keys given one by one can't take a newer version: "
+                    "name a field that has them, or split the newer version anew"
+                )
+        return base
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """What can move to a newer version, in which its samples are the first."""
+
+    def refresh(self) -> int:
+        """Move to the newest version; its number."""
 
 
 class Concatenation(Samples):

@@ -449,6 +449,50 @@ def test_a_part_stays_when_the_store_grows(tmp_path: Path) -> None:
             assert after[name][: len(before[name])] == before[name]
 
 
+def test_a_part_takes_in_what_was_appended_when_it_is_asked_to(tmp_path: Path) -> None:
+    fields = {"n": rs.Field("i8"), "label": rs.Field("i8")}
+    store = rs.create(tmp_path / "grows", fields)
+
+    def add(first: int, last: int) -> None:
+        with store.writer() as writer:
+            writer.extend({"n": n, "label": n % 7} for n in range(first, last))
+
+    add(0, 300)
+    reader = rs.open(store.path)
+    options: list[dict[str, Any]] = [{}, {"by": "label"}, {"group": "label"}]
+    splits = [reader.split({"a": 0.3, "b": 0.7}, seed=5, **each) for each in options]
+    splits.append(reader.split({"a": 20, "b": None}, among=200))
+    nested = splits[0]["b"].split({"c": 0.5}, seed=6)["c"]
+    before = [list(part["n"]) for parts in splits for part in parts.values()]
+    within = list(nested["n"])
+    add(300, 500)
+
+    for parts in splits:
+        assert [part.refresh() for part in parts.values()] == [2, 2]
+    assert nested.refresh() == 2
+    after = [list(part["n"]) for parts in splits for part in parts.values()]
+    for old, new in zip(before, after, strict=True):
+        assert [n for n in new if n < 300] == old
+    assert sorted(after[0] + after[1]) == sorted(after[6] + after[7]) == list(range(500))
+    assert after[:2] == [
+        list(p["n"]) for p in rs.open(store.path).split({"a": 0.3, "b": 0.7}, seed=5).values()
+    ]
+    assert list(nested["n"])[: len(within)] == within and len(nested) > len(within)
+    assert "Part 'c' of a split" in repr(nested)
+
+
+def test_a_part_that_cannot_grow_says_why(store: rs.Store) -> None:
+    by_keys = store.split({"a": 0.5}, by=np.zeros(len(store), int))["a"]
+    of_few = store.select(range(4)).split({"a": 0.5})["a"]
+
+    with pytest.raises(rs.UsageError, match="keys given one by one"):
+        by_keys.refresh()
+    with pytest.raises(rs.UsageError, match="only a part of a store"):
+        of_few.refresh()
+    with pytest.raises(rs.UsageError, match="only a part of a store"):
+        of_few.split({"a": 0.5})["a"].refresh()
+
+
 def test_fields_and_keys_that_make_no_sense_are_refused(store: rs.Store) -> None:
     with pytest.raises(rs.UnknownFieldError, match="the fields are"):
         store.split({"a": 0.5}, by="lable")

@@ -39,6 +39,8 @@ class Pool:
         (l,) what was left over.
     fresh
         (f,) the unit's samples in their order.
+    turns
+        (f,) of which `Picks.turns` they are, or None.
     sizes
         (l + f, r) the ragged dimensions of each sample in the rule's (first) field, the first one
         first; None for a rule without a field.
@@ -52,6 +54,7 @@ class Pool:
 
     left: Picks
     fresh: Int64s
+    turns: Int64s | None
     sizes: Int64s | None
     key: Key | None
     last: bool
@@ -65,12 +68,19 @@ class Pool:
     @property
     def picks(self) -> Picks:
         """(l + f,) what was left over, then the unit's samples, all of them whole."""
-        return Picks(self.positions)
+        return Picks(self.positions, turns=self.all_turns)
 
     @property
     def positions(self) -> Int64s:
         """(l + f,) what was left over, then the unit's samples."""
         return np.concatenate([self.left.positions, self.fresh])
+
+    @property
+    def all_turns(self) -> Int64s | None:
+        """(l + f,) of which turns those are, or None."""
+        if self.turns is None or self.left.turns is None:
+            return self.turns if not len(self.left) else self.left.turns
+        return np.concatenate([self.left.turns, self.turns])
 
 
 class Rule(ABC):

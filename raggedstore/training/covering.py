@@ -9,8 +9,7 @@ import numpy as np
 
 from raggedstore.errors import UsageError
 from raggedstore.indexing import Positions
-from raggedstore.samples import Samples, Selection
-from raggedstore.store.store import Store
+from raggedstore.samples import Growing, Part, Samples, Selection
 from raggedstore.where import is_rule, resolve
 
 __all__ = ["Cover", "check_grows"]
@@ -64,10 +63,13 @@ class Cover:
         return hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def check_grows(samples: Samples) -> Store:
-    """`samples` as the store that it is; UsageError where it is none, and can't take a version."""
-    if not isinstance(samples, Store):
+def check_grows(samples: Samples) -> Growing:
+    """`samples` as what can take a newer version; UsageError where they can't."""
+    if isinstance(samples, Part):
+        samples.check_grows()
+    if not isinstance(samples, Growing):
         raise UsageError(
-            f"only a loader of a store can take a newer version, and this is one of {samples!r}"
+            f"only a loader of a store, or a part of it, can take a newer version, and this is one "
+            f"of {samples!r}"
         )
     return samples

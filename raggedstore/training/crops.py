@@ -65,12 +65,17 @@ class Crop:
             if not field.is_ragged or not field.shape or field.shape[0] is not None:
                 raise UsageError(f"{self!r}: field {name!r} has no ragged first dimension")
 
-    def windows(self, positions: Int64s, lengths: Int64s, epoch: int) -> tuple[Int64s, Int64s]:
-        """(k,) where the window of each sample begins and ends."""
+    def windows(
+        self, positions: Int64s, lengths: Int64s, epoch: int, turns: Int64s | None = None
+    ) -> tuple[Int64s, Int64s]:
+        """(k,) where the window of each sample begins and ends; `turns` as in `Picks`."""
         room = np.maximum(lengths - self.length, 0)
         if self.at == "random":
             key = derive_key(self.seed, epoch, 0xC309)
-            chance = (hashed(positions, key) >> np.uint64(11)) * 2.0**-53
+            drawn = hashed(positions, key)
+            if turns is not None:
+                drawn = hashed((drawn ^ hashed(turns, key)).view(np.int64), key)
+            chance = (drawn >> np.uint64(11)) * 2.0**-53
             # Rounded, the product may come to room + 1.
             starts = np.minimum((chance * (room + 1)).astype(np.int64), room)
         else:

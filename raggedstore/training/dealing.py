@@ -14,7 +14,7 @@ there, to as many processes as there then are: resuming reads and replays nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -130,11 +130,12 @@ class Plan:
 
     def unit(self, number: int, left: Sequence[Picks]) -> tuple[Batches, list[Picks]]:
         """The batches of a unit, and what each of its lanes has left over for the next."""
-        lanes = self._units[number]
+        lanes, turns = self._units[number], self._units.turns(number)
         last = number == len(self) - 1
         # As one at the end, so that there is one short batch at most.
         if last or self._rule.shared:
             lanes, left = [np.concatenate(lanes)], [Picks.join(left)]
+            turns = None if turns is None else [np.concatenate(turns)]
         made, over = [], []
         for lane, fresh in enumerate(lanes):
             held = left[lane] if lane < len(left) else Picks.none()
@@ -144,7 +145,8 @@ class Plan:
             key = self._units.key
             if key is not None:
                 key = derive_key(int(key[0]), number, lane)
-            pool = Pool(held, fresh, sizes, key, last, self._drop_last)
+            of_fresh = None if turns is None else turns[lane]
+            pool = Pool(held, fresh, of_fresh, sizes, key, last, self._drop_last)
             batches, rest = self._rule.plan(pool, self._geometry)
             made.append(batches)
             over.append(rest)
@@ -207,6 +209,6 @@ def _rows_of(batches: Batches, rank: int, rows: int) -> Batches:
     chosen = picks.take(here)
     assert chosen.rows is not None
     return Batches(
-        Picks(chosen.positions, chosen.starts, chosen.stops, chosen.rows % rows),
+        replace(chosen, rows=chosen.rows % rows),
         np.searchsorted(here, batches.edges).astype(np.int64),
     )

@@ -21,9 +21,8 @@ import numpy.typing as npt
 
 from raggedstore.errors import UsageError
 from raggedstore.indexing import as_position
-from raggedstore.samples import Samples
+from raggedstore.samples import Growing, Samples
 from raggedstore.schema import Field
-from raggedstore.store.store import Store
 from raggedstore.training import columns
 from raggedstore.training.ahead import Jobs
 from raggedstore.training.batching import FixedSize, Rule, at_least
@@ -110,7 +109,7 @@ class Loader:
     time_first
         With ``collate="padded"``: (longest, n, ...) instead of (n, longest, ...).
     follow
-        Take a store's newest version at the beginning of each epoch.
+        Take a store's newest version at the beginning of each epoch; of a part of a split likewise.
     on_error
         "raise", or "skip": a sample that cannot be read, since its data are damaged or the system
         refuses them, or whose transform (see `map`) fails, is set aside and noted in `quarantine`.
@@ -562,10 +561,9 @@ class Loader:
         The order goes on as it was, with the new samples in it; only where windows have outgrown
         the memory are they cut anew. An epoch that is on goes on over what it began with.
         """
-        store = check_grows(self._base)
-        store.refresh()
-        if len(store) != self._count:
-            self._cover(len(store))
+        check_grows(self._base).refresh()
+        if len(self._base) != self._count:
+            self._cover(len(self._base))
             if self._geometry is not None:
                 fresh = self._measure()
                 if fresh["order"].get("windows", 0) > 2 * self._geometry["order"].get("windows", 0):
@@ -621,7 +619,7 @@ class Loader:
             The state is another loader's, or none at all.
         """
         progress, count, geometry = self._parsed(state)
-        if count > len(self._base) and isinstance(self._base, Store):
+        if count > len(self._base) and isinstance(self._base, Growing):
             self._base.refresh()
         if count > len(self._base):
             raise UsageError(

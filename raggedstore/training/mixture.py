@@ -151,14 +151,35 @@ class _MixedUnits(Units):
         self._starts = np.cumsum([0, *(len(part) for part in mixture.parts)])
 
     def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
-        positions, times = [], []
-        for k, source in enumerate(self._sources):
-            first, last = (self._given(k, i) for i in (number, number + 1))
+        positions = []
+        for k, (first, last) in enumerate(self._bounds(number)):
             begun = int(self._begun[k])
-            positions.append(source.take(begun + first, begun + last) + self._starts[k])
-            times.append((np.arange(first, last) + 0.5) / self._weights[k])
-        order = np.argsort(np.concatenate(times), kind="stable")
-        return [np.concatenate(positions)[order]]
+            taken = self._sources[k].take(begun + first, begun + last)
+            positions.append(taken + self._starts[k])
+        return [np.concatenate(positions)[self._order(number)]]
+
+    def turns(self, number: int) -> list[Int64s]:
+        """How often each sample's store has been gone through before, since the first epoch."""
+        sizes = np.diff(self._starts)
+        turns = [
+            (self._begun[k] + np.arange(first, last)) // sizes[k]
+            for k, (first, last) in enumerate(self._bounds(number))
+        ]
+        return [np.concatenate(turns)[self._order(number)]]
+
+    def _bounds(self, number: int) -> list[tuple[int, int]]:
+        """Of each part, from which to which of its samples of the epoch a unit has."""
+        parts = range(len(self._sources))
+        return [(self._given(k, number), self._given(k, number + 1)) for k in parts]
+
+    def _order(self, number: int) -> Int64s:
+        """How the samples of the parts, one after another, come to lie between one another."""
+        times = [
+            (np.arange(first, last) + 0.5) / self._weights[k]
+            for k, (first, last) in enumerate(self._bounds(number))
+        ]
+        order: Int64s = np.argsort(np.concatenate(times), kind="stable")
+        return order
 
     def _given(self, part: int, unit: int) -> int:
         """How many samples of a part come before a unit."""

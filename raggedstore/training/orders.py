@@ -97,6 +97,10 @@ class Units(Sequence[list[Int64s]]):
     def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
         raise NotImplementedError
 
+    def turns(self, number: int) -> list[Int64s] | None:
+        """Lane by lane (k,) which of its turns each sample has; None where all have one only."""
+        return None
+
     def size(self, number: int) -> int:
         """How many samples a unit has."""
         return sum(map(len, self[number]))
@@ -331,10 +335,14 @@ class _Draws(Units):
         self._key = derive_key(*key, _OF_DRAWS)
 
     def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
-        start = number * self._size
-        draws = np.arange(start, min(start + self._size, self._draws), dtype=np.int64)
+        (draws,) = self.turns(number)
         uniform = (hashed(draws, self._key) >> np.uint64(11)) * 2.0**-53
         # Rounded up to the total, it would fall behind the last; "right" passes weights of 0.
         drawn = np.searchsorted(self._total, uniform * self._total[-1], "right")
         last = int(np.searchsorted(self._total, self._total[-1]))
         return [np.minimum(drawn, last).astype(np.int64)]
+
+    def turns(self, number: int) -> list[Int64s]:
+        """Which draw of the epoch each is."""
+        start = number * self._size
+        return [np.arange(start, min(start + self._size, self._draws), dtype=np.int64)]

@@ -9,7 +9,7 @@ unit takes as many steps as it has different lengths and rooms, not as it has se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -93,7 +93,7 @@ class Packed(Rule):
         first_rows = np.append(np.arange(0, whole, self.rows), whole)
         edges = np.searchsorted(sorted_rows[: len(placed)], first_rows)
         chosen = pieces.take(placed)
-        picks = Picks(chosen.positions, chosen.starts, chosen.stops, row[placed] % self.rows)
+        picks = replace(chosen, rows=row[placed] % self.rows)
         waiting = np.append(order[len(placed) :], np.arange(count, len(pieces)))
         left = Picks.none() if pool.last else pieces.take(np.sort(waiting))
         return Batches(picks, edges.astype(np.int64)), left
@@ -132,15 +132,14 @@ class Packed(Rule):
         """The unit's sequences, cut into pieces that fit a row."""
         assert pool.sizes is not None
         lengths = pool.sizes[len(pool.left) :, 0]
-        positions = pool.fresh
+        whole = Picks(pool.fresh, np.zeros_like(lengths), lengths, turns=pool.turns)
         if self.longer == "drop":
-            fits = lengths <= self.length
-            positions, lengths = positions[fits], lengths[fits]
-            return Picks(positions, np.zeros_like(lengths), lengths)
+            return whole.take(lengths <= self.length)
         counts = np.maximum(-(-lengths // self.length), 1)
         starts = expand_ranges(np.zeros_like(counts), counts) * self.length
         stops = np.minimum(starts + self.length, np.repeat(lengths, counts))
-        return Picks(np.repeat(positions, counts), starts, stops)
+        pieces = whole.take(np.repeat(np.arange(len(counts)), counts))
+        return replace(pieces, starts=starts, stops=stops)
 
     def dress(self, columns: dict[str, Any], picks: Picks) -> dict[str, Any]:
         row = picks.rows

@@ -31,12 +31,16 @@ class Picks:
         (k,) int64 which rows of the batching rule's fields; None where samples are whole.
     rows
         (k,) int64 in which row of the batch each goes, where a batch has rows.
+    turns
+        (k,) int64 which of its turns in the epoch it is, where a sample may have several; None
+        where it has one, number 0. What is random about a sample is so anew in each turn.
     """
 
     positions: Int64s
     starts: Int64s | None = None
     stops: Int64s | None = None
     rows: Int64s | None = None
+    turns: Int64s | None = None
 
     @classmethod
     def none(cls) -> Picks:
@@ -51,7 +55,7 @@ class Picks:
         return Picks(*(None if a is None else a[index] for a in self._arrays()))  # type: ignore[arg-type]
 
     def _arrays(self) -> tuple[Int64s | None, ...]:
-        return self.positions, self.starts, self.stops, self.rows
+        return self.positions, self.starts, self.stops, self.rows, self.turns
 
     @classmethod
     def join(cls, parts: Sequence[Picks]) -> Picks:
@@ -72,7 +76,7 @@ class Picks:
         try:
             arrays = [None if numbers is None else _ints(numbers) for numbers in lists]
             positions, *others = arrays
-            if positions is None or len(others) != 3 or positions.ndim != 1:
+            if positions is None or len(others) != 4 or positions.ndim != 1:
                 raise ValueError
             if any(a is not None and a.shape != positions.shape for a in others):
                 raise ValueError

@@ -231,7 +231,7 @@ class Reader:
             windows = dict.fromkeys(self._rule.fields, (picks.starts, picks.stops))
         for crop in self._crops:
             lengths = self._measures.dims(crop.fields[0])(picks.positions)[:, 0]
-            bounds = crop.windows(picks.positions, lengths, self._epoch)
+            bounds = crop.windows(picks.positions, lengths, self._epoch, picks.turns)
             windows.update(dict.fromkeys(crop.fields, bounds))
         return windows
 
@@ -315,7 +315,7 @@ class Reader:
         shown = columns.show(self._samples.schema, decoded, raw=self._raw)
         begun = time.perf_counter()
         if self._stages.per_sample:
-            shown = self._mapped(shown, positions, there, lost)
+            shown = self._mapped(shown, batches.picks, there, lost)
             there = _without(len(positions), lost)
             edges = _edges(batches.edges, there)
         kept = positions if there is None else positions[there]
@@ -333,16 +333,14 @@ class Reader:
         ]
         return Made(ready, Facts(kept, edges, nbytes, extents, _lost_of(batches, lost)))
 
-    def _mapped(
-        self, shown: Columns, positions: Int64s, there: Int64s | None, lost: Lost
-    ) -> Columns:
+    def _mapped(self, shown: Columns, picks: Picks, there: Int64s | None, lost: Lost) -> Columns:
         """Each sample transformed; those that fail go to `lost`."""
-        places = np.arange(len(positions), dtype=np.int64) if there is None else there
+        places = np.arange(len(picks), dtype=np.int64) if there is None else there
         before = columns.apart(shown)
         names = list(before)
         samples = [dict(zip(names, row, strict=True)) for row in zip(*before.values(), strict=True)]
         made, good = [], []
-        for i, sample in enumerate(self._stages.samples(samples, positions[places])):
+        for i, sample in enumerate(self._stages.samples(samples, picks.take(places))):
             if isinstance(sample, Failed):
                 loss = Loss(sample.error, sample.message, transform=sample.transform)
                 lost[int(places[i])] = loss
@@ -351,7 +349,7 @@ class Reader:
                 good.append(i)
         if len(good) < len(samples):
             before, places = {}, places[good]
-        return self._forms.join(made, positions[places], before, shown)
+        return self._forms.join(made, picks.positions[places], before, shown)
 
     def _dressed(
         self, shown: Columns, batches: Batches, there: Int64s | None, edges: Int64s

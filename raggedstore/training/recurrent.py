@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -130,16 +130,19 @@ class Windowed(Rule):
         turns = int(each.max() if pool.takes_all else each.min())
         # What comes after the last whole turn is one window for each stream where to go on.
         left = Picks.none()
-        picks_of = pool.positions
         if not pool.last:
             rest = np.flatnonzero(turn == turns)
-            left = Picks(picks_of[position[owner[rest]]], begin[rest], None, stream[owner[rest]])
+            left = replace(
+                pool.picks.take(position[owner[rest]]),
+                starts=begin[rest],
+                rows=stream[owner[rest]],
+            )
         here = np.flatnonzero(turn < turns)
-        picks = Picks(
-            picks_of[position[owner[here]]],
-            begin[here],
-            np.minimum(begin[here] + self.length, lengths[owner[here]]),
-            stream[owner[here]],
+        picks = replace(
+            pool.picks.take(position[owner[here]]),
+            starts=begin[here],
+            stops=np.minimum(begin[here] + self.length, lengths[owner[here]]),
+            rows=stream[owner[here]],
         )
         return self._in_turns(picks, turn[here], turns, streams), left
 

@@ -4,8 +4,9 @@ Functions run in the reading thread, or in threads or processes of an iteration'
 (`workers.py`). What one read has is cut into runs, a few for each worker, and the results are put
 into order, so that who works where changes nothing.
 
-Randomness is asked for by what it is for: (seed, epoch, the sample's position). Philox computes any
-stretch of its stream from a counter, and each position has a stretch of its own.
+Randomness is asked for by what it is for: (seed, epoch, the sample's position, and which of its
+turns it is, where it has several in an epoch). Philox computes any stretch of its stream from a
+counter, and each position and turn has a stretch of its own.
 """
 
 from __future__ import annotations
@@ -157,22 +158,23 @@ class _Work:
     epoch: int
     skip: bool  #: give back `Failed` instead of raising, of samples
 
-    def samples(self, samples: Sequence[Sample], positions: Sequence[int]) -> list[Any]:
-        """Each sample transformed."""
+    def samples(self, samples: Sequence[Sample], known: Sequence[tuple[int, int]]) -> list[Any]:
+        """Each sample transformed; of each is `known` its position, and which turn it has."""
         streams = [_Stream.of(transform, self.epoch) for transform in self.transforms]
         steps = list(zip(self.transforms, streams, strict=True))
-        return [self._sample(steps, *one) for one in zip(samples, positions, strict=True)]
+        return [self._sample(steps, *one) for one in zip(samples, known, strict=True)]
 
     def _sample(
-        self, steps: list[tuple[Transform, _Stream | None]], sample: Sample, position: int
+        self, steps: list[tuple[Transform, _Stream | None]], sample: Sample, known: tuple[int, int]
     ) -> Any:
         made: Any = sample
+        position, turn = known
         for transform, stream in steps:
             try:
                 if stream is None:
                     made = transform.fn(made)
                 else:
-                    made = transform.fn(made, stream.at(position))
+                    made = transform.fn(made, stream.at(position, turn))
             except Exception as error:
                 if self.skip:
                     return Failed(transform.name, type(error).__name__, str(error))
@@ -227,17 +229,18 @@ class _Stream:
             return None
         return cls(derive_key(transform.seed, epoch, transform.number, _OF_SAMPLE))
 
-    def at(self, position: int) -> np.random.Generator:
-        """Those of the sample at `position`."""
-        # The word that counting does not reach in 2**192 numbers.
-        self._state["state"]["counter"][3] = position
+    def at(self, position: int, turn: int) -> np.random.Generator:
+        """Those of the sample at `position` in one of its turns."""
+        # The words that counting does not reach in 2**128 numbers.
+        self._state["state"]["counter"][2:] = turn, position
         self._bits.state = self._state
         return self._generator
 
 
 def _digest(picks: Picks) -> int:
     """64 bits that tell what is in one batch from what is in another."""
-    arrays = (picks.positions, picks.starts, picks.stops, picks.rows)
+    arrays = [picks.positions, picks.starts, picks.stops, picks.rows]
+    arrays += [] if picks.turns is None else [picks.turns]
     hashing = hashlib.blake2b(digest_size=8)
     for array in arrays:
         hashing.update(b"" if array is None else array.astype("<i8").tobytes())
@@ -292,18 +295,19 @@ class Stages:
     def __bool__(self) -> bool:
         return bool(self._pools)
 
-    def samples(self, samples: Sequence[Sample], positions: Int64s) -> list[Sample | Failed]:
-        """Each of the `samples` at `positions` transformed, or what became of it."""
+    def samples(self, samples: Sequence[Sample], picks: Picks) -> list[Sample | Failed]:
+        """Each of the `samples`, which are `picks`, transformed, or what became of it."""
         made: list[Any] = list(samples)
         alive = list(range(len(made)))
-        numbers = positions.tolist()
+        turns = itertools.repeat(0) if picks.turns is None else picks.turns.tolist()
+        known = list(zip(picks.positions.tolist(), turns, strict=False))
         for work, pool in self._of_samples:
             runs = min(len(alive), pool.workers * _RUNS) if pool.workers > 1 else 1
             bounds = [len(alive) * i // runs for i in range(runs + 1)] if runs else [0]
             tasks = []
             for first, last in itertools.pairwise(bounds):
                 which = alive[first:last]
-                tasks.append(([made[i] for i in which], [numbers[i] for i in which]))
+                tasks.append(([made[i] for i in which], [known[i] for i in which]))
             done = itertools.chain.from_iterable(pool.run(work.samples, tasks))
             for i, one in zip(alive, done, strict=True):
                 made[i] = one

@@ -55,7 +55,7 @@ def planned(rule: Rule, epoch: Epoch, geometry: Any = None) -> list[list[Picks]]
         sizes = epoch.sizes[np.concatenate([left.positions, fresh])]
         key = derive_key(7, number) if epoch.keyed else None
         last = number == len(epoch.units) - 1
-        pool = Pool(left, fresh.astype(np.int64), sizes, key, last, epoch.drop_last)
+        pool = Pool(left, fresh.astype(np.int64), None, sizes, key, last, epoch.drop_last)
         batches, left = rule.plan(pool, geometry)
         assert batches.edges[0] == 0 and batches.edges[-1] == len(batches.picks)
         parts = itertools.pairwise(batches.edges.tolist())

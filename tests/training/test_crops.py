@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raggedstore as rs
-from raggedstore.training import Crop, Loader, Permuted, Shuffled
+from raggedstore.training import Crop, Loader, Permuted, Shuffled, Weighted
 
 SEEDS = st.integers(0, 2**64 - 1)
 PLACES = st.sampled_from(["random", "start", "center", "end"])
@@ -117,6 +117,17 @@ def test_several_fields_are_cut_alike(store: rs.Store, order: Any) -> None:
             start, stop = wanted[i]
             assert x.tolist() == list(range(start, stop)) == frames[:, 1].tolist() == list(raw)
             assert frames.shape == (stop - start, 3) and len(y) == (i * 7) % 41
+
+
+def test_a_sample_that_comes_again_is_cut_elsewhere(store: rs.Store) -> None:
+    order = Weighted(np.arange(80) == 23, seed=2, count=60)  # 38 steps long
+
+    def starts(batch: int) -> list[int]:
+        loader = Loader(store, order=order, crop=Crop("x", 1, seed=1), batch=batch)
+        return [int(x[0]) for b in loader for x in b["x"]]
+
+    assert starts(60) == starts(7)
+    assert len(set(starts(60))) > 20 and 10 < np.mean(starts(60)) < 28
 
 
 def test_a_place_does_not_depend_on_the_order(store: rs.Store) -> None:

@@ -402,6 +402,36 @@ def test_an_epoch_follows_the_store_only_where_it_is_asked_to(tmp_path: Path) ->
     assert sum(len(b["i"]) for b in follows) == 11
     with pytest.raises(rs.UsageError, match="only a loader of a store"):
         Loader(store.select([1, 2]), follow=True)
+    with pytest.raises(rs.UsageError, match="keys given one by one"):
+        Loader(store.split({"a": 0.5}, by=[0] * 11)["a"], follow=True)
+
+
+def test_a_loader_of_a_part_takes_in_what_that_part_gets(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"i": rs.Field("i8"), "label": rs.Field("i8")})
+
+    def add(first: int, last: int) -> None:
+        with rs.open(store.path, "a").writer() as writer:
+            writer.extend({"i": i, "label": i % 3} for i in range(first, last))
+
+    def train() -> rs.samples.Part:
+        parts = rs.open(store.path).split({"train": 0.8, "valid": 0.2}, seed=1, by="label")
+        return parts["train"]
+
+    add(0, 1000)
+    part = train()
+    loader = Loader(part, order=Shuffled(2, window="1kB"), batch=16, follow=True)
+    iterator = iter(loader)
+    begun = ids([next(iterator) for _ in range(9)])
+    state = loader.state_dict()
+    old = begun + ids(iterator)
+    add(1000, 1500)
+
+    assert set(ids(loader)) == set(train()["i"])
+    assert len(part) == 1200 and len(loader.samples) == 1200
+    for samples in (part, train()):
+        resumed = Loader(samples, order=Shuffled(2, window="1kB"), batch=16)
+        resumed.load_state_dict(state)
+        assert begun + ids(resumed) == old
 
 
 def test_rules_say_which_samples_take_part_now_and_later(tmp_path: Path) -> None:

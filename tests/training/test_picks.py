@@ -19,9 +19,9 @@ Rows = list[tuple[int | None, ...]]
 
 @st.composite
 def picks(draw: st.DrawFn, columns: tuple[bool, ...] | None = None) -> Picks:
-    """Picks with any of starts, stops and rows, or with those that `columns` says."""
+    """Picks with any of starts, stops, rows and turns, or with those that `columns` says."""
     count = draw(st.integers(0, 12))
-    there = columns or (True, *draw(st.tuples(*[st.booleans()] * 3)))
+    there = columns or (True, *draw(st.tuples(*[st.booleans()] * 4)))
     numbers = st.lists(st.integers(0, 2**40), min_size=count, max_size=count)
     return Picks(*(np.array(draw(numbers), np.int64) if c else None for c in there))
 
@@ -36,7 +36,7 @@ def batches(draw: st.DrawFn, columns: tuple[bool, ...] | None = None) -> Batches
 
 
 def plain(made: Picks) -> Rows:
-    columns = (made.positions, made.starts, made.stops, made.rows)
+    columns = (made.positions, made.starts, made.stops, made.rows, made.turns)
     lists = [[None] * len(made) if c is None else c.tolist() for c in columns]
     return list(zip(*lists, strict=True))
 
@@ -56,7 +56,7 @@ def test_picks_are_taken_by_index_and_slice(made: Picks, data: st.DataObject) ->
     assert plain(made.take(slice(start, stop))) == plain(made)[start:stop]
 
 
-@given(st.tuples(*[st.booleans()] * 3), st.data())
+@given(st.tuples(*[st.booleans()] * 4), st.data())
 def test_picks_and_batches_join(there: Any, data: st.DataObject) -> None:
     alike = (True, *there)
     parts = data.draw(st.lists(picks(alike) | st.just(Picks.none()), max_size=4))
@@ -83,15 +83,16 @@ def test_picks_come_back_from_json(made: Picks) -> None:
         "abcd",
         [],
         [[1]],
-        [None, None, None, None],
-        [[1, 2], [3], None, None],
-        [[1], None, None, None, None],
-        [[[1]], None, None, None],
-        [["one"], None, None, None],
-        [[2**63], None, None, None],
-        [[1.5], None, None, None],
-        [[True], None, None, None],
-        [[None], None, None, None],
+        [None, None, None, None, None],
+        [[1, 2], [3], None, None, None],
+        [[1], None, None, None],
+        [[1], None, None, None, None, None],
+        [[[1]], None, None, None, None],
+        [["one"], None, None, None, None],
+        [[2**63], None, None, None, None],
+        [[1.5], None, None, None, None],
+        [[True], None, None, None, None],
+        [[None], None, None, None, None],
     ],
 )
 def test_what_is_no_picks_is_refused(lists: Any) -> None:

@@ -33,6 +33,7 @@ from raggedstore.training import (
     Crop,
     FixedSize,
     Loader,
+    Mixture,
     Packed,
     PackedRows,
     Permuted,
@@ -470,6 +471,44 @@ def test_chance_is_another_for_each_sample_epoch_seed_and_transform(store: rs.St
     between = Loader(store, order=order).map(untouched, per="sample")
     assert values(between.map(noisy, per="sample", seeded=True)) == first
     assert 0.3 < np.mean(everything) < 0.7
+
+
+def pairs(batches: list[Any]) -> list[tuple[int, Any]]:
+    rows = [zip(batch["label"][-1], batch["draw"][-1], strict=True) for batch in batches]
+    return sorted(pair for row in rows for pair in row)
+
+
+@MANY
+@given(
+    rule=st.sampled_from([1, 7, Bucketed("audio", 5), Bucketed("audio", 4, edges=[9, 30])]),
+    world=st.integers(1, 3),
+    workers=st.integers(1, 2),
+    stop=st.integers(0, 5),
+    mixed=st.booleans(),
+)
+def test_chance_is_anew_in_each_turn_of_a_sample_and_depends_on_that_alone(
+    store: rs.Store, rule: Any, world: int, workers: int, stop: int, mixed: bool
+) -> None:
+    few = store.select(range(7))
+    samples: Any = Mixture({few: 1, store.select(range(7, 60)): 2}, count=90) if mixed else store
+    order = Permuted(2) if mixed else Weighted(np.arange(COUNT) % 9 == 3, seed=4)
+    whole = Loader(samples, order=order).map(noisy, per="sample", seeded=True, seed=3)
+    wanted = pairs(run(whole))
+    got: list[tuple[int, Any]] = []
+    for rank in range(world):
+        loader = Loader(
+            samples, order=order, batch=rule, rank=rank, world_size=world, prefetch=0
+        ).map(noisy, per="sample", seeded=True, seed=3)
+        begun = iter(loader)
+        got += pairs([plain(batch) for _, batch in zip(range(stop), begun, strict=False)])
+        state = json.loads(json.dumps(loader.state_dict()))
+        begun.close()  # type: ignore[attr-defined]
+        loader.load_state_dict(state)
+        if state["epoch"] == 0:
+            got += pairs(run(loader, workers))
+
+    assert sorted(got) == wanted
+    assert len({draw for _, draw in wanted}) == len(wanted) > len({i for i, _ in wanted})
 
 
 def test_chance_per_batch_depends_on_what_is_in_it(store: rs.Store) -> None:
