@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from raggedstore import training
+from raggedstore import lazy, training
 from raggedstore.arrays import MemorySwapper, RaggedEArray, RaggedVLArray
 from raggedstore.batch import RaggedBatch
 from raggedstore.errors import (
@@ -24,10 +24,14 @@ from raggedstore.errors import (
     UsageError,
     VersionError,
 )
+from raggedstore.interop.npy import from_npy, write_npy
+from raggedstore.items import Items
 from raggedstore.opening import open
 from raggedstore.samples import FieldView, Samples, concat
 from raggedstore.schema import Field, Schema
 from raggedstore.segment.codec import Compression
+from raggedstore.sparse import append_sparse, from_sparse, sparse_matmul, to_sparse
+from raggedstore.statistics import Normalizer
 from raggedstore.store.store import Store, create
 
 if TYPE_CHECKING:
@@ -53,9 +57,11 @@ __all__ = [
     "Field",
     "FieldView",
     "FormatError",
+    "Items",
     "KeyTypeError",
     "MemorySwapper",
     "MissingExtraError",
+    "Normalizer",
     "NotAStoreError",
     "OutOfRangeError",
     "RaggedBatch",
@@ -72,8 +78,15 @@ __all__ = [
     "UnknownFieldError",
     "UsageError",
     "VersionError",
+    "append_sparse",
     "concat",
     "create",
+    "from_npy",
+    "from_sparse",
+    "lazy",
     "open",
+    "sparse_matmul",
+    "to_sparse",
     "training",
+    "write_npy",
 ]

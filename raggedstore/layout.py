@@ -24,6 +24,7 @@ __all__ = [
     "SCHEMA_ATTRIBUTE",
     "SHAPE",
     "SPAN",
+    "TABLE_ATTRIBUTE",
     "Column",
     "columns_of",
 ]
@@ -31,6 +32,7 @@ __all__ = [
 FORMAT_VERSION = 1
 FORMAT_ATTRIBUTE = "raggedstore_format"
 SCHEMA_ATTRIBUTE = "raggedstore_schema"
+TABLE_ATTRIBUTE = "raggedstore_table"  #: of a single file, which a chunk table follows
 
 DATA = "data"
 SPAN = "data_start_and_stop"

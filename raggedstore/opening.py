@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raggedstore.errors import NotAStoreError, UsageError
 from raggedstore.interop.single import SingleFile
+from raggedstore.store.files import storage_errors
 from raggedstore.store.store import DEFAULT_BUDGET, Store
 
 __all__ = ["open"]
@@ -41,8 +42,8 @@ def open(
     in_memory
         Read files whole into memory instead of piece by piece.
     checksums
-        Of a store: check what is read against its checksum (2 to 12 % of the time of
-        reading). Without, a damaged file may give wrong values.
+        Check what is read against its checksum, of a store or an exported file (2 to 12 % of the
+        time of reading). Without, a damaged file may give wrong values.
     verify
         Of a store: verify all checksums and side columns first.
 
@@ -56,7 +57,9 @@ def open(
         What is there is damaged.
     """
     where = Path(path)
-    if where.is_dir():
+    with storage_errors(where, "be looked at"):
+        is_folder, is_there = where.is_dir(), where.exists()
+    if is_folder:
         if group is not None:
             raise UsageError("a store has no groups: group= is for single files")
         return Store(
@@ -68,12 +71,14 @@ def open(
             checksums=checksums,
             verify=verify,
         )
-    if not where.exists():
+    if not is_there:
         raise NotAStoreError(f"{where}: no such file or folder")
     if mode != "r":
         raise UsageError("a single file opens to read only: mode='r'")
     if version is not None:
         raise UsageError("a single file has no versions")
     if verify:
-        raise UsageError("a single file has no checksums to verify")
-    return SingleFile(where, group=group or "/", budget=budget, in_memory=in_memory)
+        raise UsageError("only a store is verified first: a single file is checked as it is read")
+    return SingleFile(
+        where, group=group or "/", budget=budget, in_memory=in_memory, checksums=checksums
+    )

@@ -7,7 +7,9 @@ everywhere.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +18,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import splits
+from raggedstore import splits, statistics
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
 from raggedstore.indexing import Positions, as_position, as_positions, is_single
+from raggedstore.moments import Moments
 from raggedstore.schema import Field, Schema
+from raggedstore.statistics import Stats
 
 __all__ = [
     "Concatenation",
@@ -69,6 +73,11 @@ class Samples(ABC):
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
         """Rows ``[start, stop)``, cut to its length, of the ragged field `name` of each sample."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The user's metadata, where there is any; what stores side by side agree in."""
+        return {}
 
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
@@ -162,6 +171,22 @@ class Samples(ABC):
         rule = _Split(parts, seed, by, group, among)
         return {name: Part(self, chosen, rule, name) for name, chosen in rule.of(self).items()}
 
+    def to_npy(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
+        """Write all samples into a new folder of .npy files, which appears whole or not at all.
+
+        A field of fixed shape becomes ``<field>.npy``, a sample a row; any other
+        ``<field>.values.npy``, all samples flattened, with ``<field>.offsets.npy`` and, where a
+        length does not say it all, ``<field>.shapes.npy``. `from_npy` opens the folder again.
+
+        Raises
+        ------
+        ConflictError
+            Something is there already.
+        """
+        from raggedstore.interop import npy
+
+        npy.to_npy(self, path, progress=progress)
+
     def _keys(self, keys: Any, what: str) -> npt.NDArray[np.uint64]:
         """(n,) hashes of the keys given, or of the values of the field named."""
         if not isinstance(keys, str):
@@ -191,6 +216,14 @@ class Samples(ABC):
         for name, field in self.schema.items():
             sizes += self.read_shapes(name, positions).prod(axis=1) * field.dtype.itemsize
         return sizes
+
+    def moments(self, name: str, axes: statistics.Axes, *, skipna: bool) -> Moments:
+        """The moments of the field `name` of all samples, over the dimensions `axes` of each.
+
+        `FieldView.stats` says what they are for.
+        """
+        everything = np.arange(len(self), dtype=np.int64)
+        return statistics.moments_of(self, name, everything, axes, skipna=skipna)
 
     def blocks(
         self,
@@ -280,63 +313,30 @@ class FieldView:
             raise UsageError("starts and stops hold one non-negative int for each index")
         return self._samples.read_windows(self.name, positions, low, high)
 
-    def stats(self) -> Stats:
-        """Count, min, max, mean and standard deviation of all values, in one pass.
+    def stats(self, axis: int | tuple[int, ...] | None = None, *, skipna: bool = False) -> Stats:
+        """Count, sum, mean, standard deviation and extremes of all values, read once.
 
-        Merges blocks by the formula of Chan, Golub and LeVeque (1979), in float64.
+        Means and deviations are taken in float64. A store keeps what it has read for each of its
+        segments, so that after an append only the new data is read; opened with ``mode="a"`` it
+        keeps that on the disk too.
+
+        Parameters
+        ----------
+        axis
+            Which dimensions of a sample to go over; by default all. Those left are of fixed size
+            and each place in them has statistics of its own: with ``axis=0`` the 80 features of
+            samples (None, 80).
+        skipna
+            Leave NaN out; without, it makes what it is in NaN.
+
+        Examples
+        --------
+        >>> store["mel"].stats(axis=0).mean.shape
+        (80,)
         """
-        if self.field.kind != "array" or self.dtype.kind == "c":
-            raise UsageError(f"field {self.name!r} holds no real numbers to take statistics of")
-        total = Stats(0, None, None, float("nan"), float("nan"))
-        for block in self._blocks():
-            column = self._samples.read(self.name, block)
-            values = column.values if isinstance(column, RaggedBatch) else column.reshape(-1)
-            total = total.merge(Stats.of(values))
-        return total
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Statistics of values: `std` is the population's. NaN and None where there are none."""
-
-    count: int
-    min: Any
-    max: Any
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, values: npt.NDArray[Any]) -> Stats:
-        """Statistics of one array."""
-        if not values.size:
-            return cls(0, None, None, float("nan"), float("nan"))
-        wide = values.astype(np.float64)
-        return cls(
-            values.size,
-            values.min().item(),
-            values.max().item(),
-            float(wide.mean()),
-            float(wide.std()),
-        )
-
-    def merge(self, other: Stats) -> Stats:
-        """Statistics of both together."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        squares = (
-            self.std**2 * self.count
-            + other.std**2 * other.count
-            + delta**2 * self.count * other.count / count
-        )
-        return Stats(
-            count,
-            min(self.min, other.min),
-            max(self.max, other.max),
-            self.mean + delta * other.count / count,
-            float(np.sqrt(squares / count)),
-        )
+        axes = statistics.axes_of(self.field, self.name, axis)
+        moments = self._samples.moments(self.name, axes, skipna=skipna)
+        return statistics.Stats.of(moments, self.dtype)
 
 
 class Selection(Samples):
@@ -359,6 +359,10 @@ class Selection(Samples):
     def __repr__(self) -> str:
         return f"<Selection of {len(self)} samples, {', '.join(self._schema)}, from {self._base!r}>"
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self._base.metadata
+
     def _of_base(self, positions: Positions) -> Positions:
         return positions if self._positions is None else self._positions[positions]
 
@@ -377,6 +381,11 @@ class Selection(Samples):
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
         return self._base.read_windows(name, self._of_base(positions), starts, stops)
+
+    def moments(self, name: str, axes: statistics.Axes, *, skipna: bool) -> Moments:
+        if self._positions is None:  # all of them, and a store may know already
+            return self._base.moments(name, axes, skipna=skipna)
+        return super().moments(name, axes, skipna=skipna)
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,6 +478,11 @@ class Concatenation(Samples):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        first, *others = (part.metadata for part in self._parts)
+        return {k: v for k, v in first.items() if all(o.get(k) == v for o in others)}
+
     def __repr__(self) -> str:
         return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"
 
@@ -500,6 +514,10 @@ class Concatenation(Samples):
             (starts, stops),
             lambda i, *where: self._parts[i].read_windows(name, *where),
         )
+
+    def moments(self, name: str, axes: statistics.Axes, *, skipna: bool) -> Moments:
+        parts = (part.moments(name, axes, skipna=skipna) for part in self._parts)
+        return functools.reduce(Moments.merge, parts)
 
 
 def concat(parts: Sequence[Samples]) -> Concatenation:

@@ -8,6 +8,9 @@ comparison; all else takes the slow path, which is where the errors are made.
 from __future__ import annotations
 
 import json
+import re
+import reprlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +25,8 @@ __all__ = ["MAX_DIMENSIONS", "Field", "Schema"]
 
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 255
+_MAX_SIZE = 2**63 - 1  # of a dimension
+_DTYPE = re.compile(r"[<>|][biufc][0-9]{1,2}")  # as `to_json` writes it
 _TEXT = {"str": "str", str: "str", "bytes": "bytes", bytes: "bytes"}
 
 
@@ -70,11 +75,18 @@ class Field:
             if size is None:
                 dims.append(None)
                 continue
-            if isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 0:
-                raise SchemaError(f"a dimension is a non-negative int or None, got {size!r}")
+            if (
+                isinstance(size, bool)
+                or not hasattr(size, "__index__")
+                or not 0 <= size.__index__() <= _MAX_SIZE
+            ):
+                raise SchemaError(
+                    f"a dimension is a non-negative int below 2**63 or None, "
+                    f"got {reprlib.repr(size)}"
+                )
             dims.append(size.__index__())
         if len(dims) > MAX_DIMENSIONS:
-            raise SchemaError(f"at most {MAX_DIMENSIONS} dimensions, got {len(dims)}: {shape!r}")
+            raise SchemaError(f"at most {MAX_DIMENSIONS} dimensions, got {len(dims)}")
         if None not in dims and np.prod([float(d or 0) for d in dims]) * resolved.itemsize > 2**31:
             raise SchemaError(f"a fixed shape of over 2 GiB a sample, {shape!r}: make it ragged")
         object.__setattr__(self, "kind", kind)
@@ -121,11 +133,14 @@ class Field:
     def from_json(cls, value: Any) -> Field:
         """The field that `to_json` described; SchemaError if it describes none."""
         if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
-            raise SchemaError(f"not the description of a field: {value!r}")
-        shape = value.get("shape", [])
+            raise SchemaError(f"not the description of a field: {reprlib.repr(value)}")
+        dtype, shape = value["dtype"], value.get("shape", [])
         if not isinstance(shape, list):
-            raise SchemaError(f"not the shape of a field: {shape!r}")
-        return cls(value["dtype"], tuple(shape))
+            raise SchemaError(f"not the shape of a field: {reprlib.repr(shape)}")
+        if dtype not in _TEXT and not _DTYPE.fullmatch(dtype):
+            # NumPy takes many more words for a dtype, and parses some of them as Python.
+            raise SchemaError(f"not the dtype of a field: {reprlib.repr(dtype)}")
+        return cls(dtype, tuple(shape))
 
     def convert(self, value: Any, name: str) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
         """Check one sample's value; give its flattened values and its shape.
@@ -226,9 +241,14 @@ class Schema(Mapping[str, Field]):
     @classmethod
     def from_json(cls, value: Any) -> Schema:
         """The schema that `to_json` described; SchemaError if it describes none."""
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        if not isinstance(value, list) or not all(
+            isinstance(item, dict) and isinstance(item.get("name"), str) for item in value
+        ):
             raise SchemaError("not the description of a schema")
-        return cls({item.get("name", ""): Field.from_json(item) for item in value})
+        fields = {item["name"]: Field.from_json(item) for item in value}
+        if len(fields) < len(value):
+            raise SchemaError("two fields have one name")
+        return cls(fields)
 
     def dumps(self) -> str:
         """The schema as a JSON string."""
@@ -238,6 +258,17 @@ class Schema(Mapping[str, Field]):
 def check_name(name: object) -> None:
     """SchemaError unless `name` can name a field: an identifier of Python, not one of PyTables'."""
     if not isinstance(name, str) or not name.isidentifier():
-        raise SchemaError(f"a field name is letters, digits and underscores, got {name!r}")
+        raise SchemaError(
+            f"a field name is letters, digits and underscores, got {reprlib.repr(name)}"
+        )
     if name.startswith("_") or len(name.encode()) > MAX_NAME_BYTES:
-        raise SchemaError(f"a field name starts with no underscore and is short, got {name!r}")
+        raise SchemaError(
+            f"a field name starts with no underscore and has at most {MAX_NAME_BYTES} bytes of "
+            f"UTF-8, got {reprlib.repr(name)}"
+        )
+    if unicodedata.normalize("NFKC", name) != name:
+        # Python takes other spellings in source, and so in rules of `where`, for this one.
+        raise SchemaError(
+            f"a field name is spelled as Python reads it, "
+            f"{unicodedata.normalize('NFKC', name)!r} and not {name!r}"
+        )

@@ -24,6 +24,7 @@ from tables.utilsextension import get_filters
 
 from raggedstore.errors import CorruptionError, UsageError
 from raggedstore.indexing import Positions
+from raggedstore.segment.codec import check_frame
 
 __all__ = ["Array", "RowReader", "Rows", "runs"]
 
@@ -152,6 +153,7 @@ def _decode(
     frame: bytes, dtype: np.dtype[Any], chunkshape: tuple[int, ...], part: tuple[slice, ...]
 ) -> Array:
     """`part` of the chunk in a contiguous Blosc2 frame; only the blocks it needs are decoded."""
+    check_frame(memoryview(frame))  # a plug-in that it may ask for is not run
     size = dtype.itemsize * int(np.prod(chunkshape, dtype=np.int64))
     if len(part) > 1:  # the blocks are boxes, not rows, and the items of no type
         box = blosc2.ndarray_from_cframe(frame)

@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except RaggedStoreError as error:
         return _fail(str(error), 2)
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _fail(where + (error.strerror or str(error)), 2)

@@ -14,6 +14,8 @@ from raggedstore.cli.output import one_line, plain, print_json, print_table, whe
 from raggedstore.errors import UsageError
 from raggedstore.store.repair import RepairReport
 from raggedstore.store.repair import repair as repair_store
+from raggedstore.store.store import history
+from raggedstore.store.vacuum import vacuum as vacuum_store
 from raggedstore.units import format_bytes
 
 __all__ = ["compact", "export", "log", "repair", "vacuum", "verify"]
@@ -22,36 +24,41 @@ __all__ = ["compact", "export", "log", "repair", "vacuum", "verify"]
 @click.command()
 @CORPUS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def log(corpus: str, as_json: bool) -> None:
+def log(corpus: str, as_json: bool) -> int:
     """List the versions of CORPUS, newest first.
+
+    One whose manifest is damaged is a line on stderr besides, and the exit status is then 1.
 
     \b
     Example:
       raggedstore log corpus
     """
-    with opened_store(corpus) as store:
-        entries = store.history()[::-1]
+    _check_folder(corpus, "has versions")
+    entries = history(Path(corpus))[::-1]
+    status = int(any(entry.damage for entry in entries))
     if as_json:
-        print_json(
-            [
-                {
-                    "version": entry.version,
-                    "time": str(entry.time),
-                    "operation": entry.operation,
-                    "samples": entry.samples,
-                    "segments": entry.segments,
-                    "nbytes_stored": entry.nbytes_stored,
-                }
-                for entry in entries
-            ]
-        )
-        return
+        print_json([asdict(entry) for entry in entries])
+        return status
+    for entry in entries:
+        if entry.damage:
+            click.echo(f"raggedstore: fault: {one_line(entry.damage)}", err=True)
     rows = (
-        (e.version, when(e.time), e.operation, e.samples, e.segments, format_bytes(e.nbytes_stored))
+        (e.version, "?", e.operation, "?", "?", "?")
+        if e.damage
+        else (
+            e.version, when(e.time), e.operation, e.samples, e.segments,
+            format_bytes(e.nbytes_stored),
+        )
         for e in entries
-    )
+    )  # fmt: skip
     header = ["version", "time", "operation", "samples", "segments", "stored"]
     print_table(header, rows, right="rllrrr")
+    return status
+
+
+def _check_folder(corpus: str, what: str) -> None:
+    if os.path.isfile(corpus):
+        raise UsageError(f"{corpus} is a single file: only a store's folder {what}")
 
 
 @click.command()
@@ -98,8 +105,7 @@ def repair(corpus: str, dry_run: bool, as_json: bool) -> int:
       raggedstore repair corpus --dry-run
       raggedstore repair corpus && raggedstore verify corpus
     """
-    if os.path.isfile(corpus):
-        raise UsageError(f"{corpus} is a single file: only a store's folder can be repaired")
+    _check_folder(corpus, "can be repaired")
     report = repair_store(Path(corpus), dry_run=dry_run, progress=True)
     lost = bool(report.lost or report.unreadable)
     if as_json:
@@ -171,10 +177,9 @@ def compact(corpus: str) -> None:
         if version == before:
             click.echo(f"{plain(corpus)}: nothing to join, still version {version}")
         else:
-            last = store.history()[-1]
             click.echo(
-                f"{plain(corpus)}: version {version}, {last.segments} segments, "
-                f"{format_bytes(last.nbytes_stored)}"
+                f"{plain(corpus)}: version {version}, {store.manifest.segment_count} segments, "
+                f"{format_bytes(store.nbytes_stored)}"
             )
 
 
@@ -191,14 +196,15 @@ def vacuum(corpus: str, keep: int) -> None:
     """Remove old versions and stray files.
 
     Versions that somebody has open are kept. Stray files are those that an interrupted
-    import left behind.
+    import left behind. Versions whose manifests are damaged are not counted; as long as one
+    stays, so does every segment, since it may name any.
 
     \b
     Example:
       raggedstore vacuum corpus --keep 1
     """
-    with opened_store(corpus, "a") as store:
-        removed = store.vacuum(keep=keep)
+    _check_folder(corpus, "has versions")
+    removed = vacuum_store(Path(corpus), keep)
     for path in removed:
         click.echo(f"removed {plain(path)}")
     click.echo(f"{plain(corpus)}: {len(removed)} files removed")

@@ -36,8 +36,9 @@ def when(time: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    """`value` as indented JSON on stdout; what does not print is escaped, as in `plain`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def print_table(

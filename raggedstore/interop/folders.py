@@ -24,6 +24,7 @@ from raggedstore.errors import ConflictError, SampleError, SchemaError, UsageErr
 from raggedstore.interop import audio, image, text
 from raggedstore.interop.scan import Skipped, SourceFile, Unreadable, find_files
 from raggedstore.schema import Field
+from raggedstore.store.files import storage_errors
 from raggedstore.units import parse_bytes
 
 __all__ = ["KINDS", "ImportReport", "Watcher", "import_folder"]
@@ -193,7 +194,11 @@ def import_folder(
         if store is not None:
             report.version = store.refresh()
     if not (report.stopped or report.files or report.already):
-        raise UsageError(f"{source}: none of its {len(report.skipped)} {kind} files could be read")
+        first = report.skipped[0]
+        raise UsageError(
+            f"{source}: none of its {len(report.skipped)} {kind} files could be read; "
+            f"{first.name}: {first.reason}"
+        )
     return report
 
 
@@ -201,8 +206,9 @@ def _existing(target: Path, *, append: bool) -> Any:
     """The store to append to; None where one is to be made."""
     import raggedstore as rs
 
-    if not os.path.lexists(target) or _is_unborn(target):
-        return None
+    with storage_errors(target, "be looked at"):
+        if not os.path.lexists(target) or _is_unborn(target):
+            return None
     if not append:
         raise ConflictError(f"{target} exists already; to add to it, append (--append)")
     return rs.open(target, mode="a")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from raggedstore.errors import NotAStoreError
+from raggedstore.errors import NotAStoreError, StorageError
+from raggedstore.store.files import storage_errors
 
 __all__ = ["Skipped", "SourceFile", "Unreadable", "find_files"]
 
@@ -68,16 +69,31 @@ def find_files(
 
     Returns
     -------
-    The files, and those whose suffix fits but that are no readable regular files.
+    The files, and those whose suffix fits but that are no readable regular files, and folders
+    that could not be listed.
+
+    Raises
+    ------
+    NotAStoreError
+        There is nothing at `root`.
+    StorageError
+        It could not be listed.
     """
-    if root.is_file():
-        return [SourceFile(root, root.name, root.stat().st_size)], []
-    if not root.is_dir():
+    with storage_errors(root, "be looked at"):
+        if root.is_file():
+            return [SourceFile(root, root.name, root.stat().st_size)], []
+        is_folder = root.is_dir()
+    if not is_folder:
         raise NotAStoreError(f"{root}: no such file or folder to import")
     skipped: list[Skipped] = []
 
     def folder_failed(error: OSError) -> None:
+        # One that breaks off in the midst of a folder does not say which.
         name = os.path.relpath(error.filename or root, root)
+        if name == ".":
+            raise StorageError(
+                error.errno or 0, f"{root}: could not be listed: {error.strerror}"
+            ) from error
         skipped.append(Skipped(name, error.strerror or str(error)))
 
     files: list[SourceFile] = []

@@ -12,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
-from raggedstore.errors import ConflictError, NotAStoreError
+from raggedstore.errors import ConflictError, CorruptionError, FormatError, NotAStoreError
 from raggedstore.indexing import Positions
 from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
+from raggedstore.segment.appended import appended_table
 from raggedstore.segment.codec import Compression
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
+from raggedstore.segment.table import SegmentTable
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.writer import encoding_pool
@@ -44,6 +46,9 @@ class SingleFile(Samples):
         Bytes of decoded data to hold.
     in_memory
         Read the file whole into memory instead of piece by piece.
+    checksums
+        Check what is read against the checksums that `export` put into the file, if no other
+        tool has opened it to write since. Not looked at with a `group`.
     """
 
     def __init__(
@@ -53,14 +58,20 @@ class SingleFile(Samples):
         group: str = "/",
         budget: int | str = "256MB",
         in_memory: bool = False,
+        checksums: bool = True,
     ) -> None:
         self._path = Path(path)
         if not self._path.is_file():
             raise NotAStoreError(f"{self._path}: no such file")
-        self._options = {"group": group, "budget": budget, "in_memory": in_memory}
+        self._options = {
+            "group": group,
+            "budget": budget,
+            "in_memory": in_memory,
+            "checksums": checksums,
+        }
         context = ReadContext(parse_bytes(budget, what="budget"), in_memory=in_memory)
         data = FileBytes(self._path, context.files, in_memory=in_memory)
-        table = rebuild_table(str(self._path), data, group=group)
+        table = _table(str(self._path), data, group=group, checksums=checksums)
         self._reader = SegmentReader(str(self._path), data, table, context)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,6 +113,17 @@ class SingleFile(Samples):
         return self._reader.windows(name, positions, starts, stops)
 
 
+def _table(name: str, data: FileBytes, *, group: str, checksums: bool) -> SegmentTable:
+    """A file's chunk table: that at its end, or one made by parsing it."""
+    try:
+        table = appended_table(data) if checksums else None
+    except (CorruptionError, FormatError) as error:
+        raise type(error)(f"{name}: {error}; checksums=False reads without it") from None
+    if table is not None and not group.strip("/"):
+        return table
+    return rebuild_table(name, data, group=group, ends_here=checksums and table is None)
+
+
 def _reopen(path: str, options: dict[str, Any]) -> SingleFile:
     return SingleFile(path, **options)
 
@@ -127,7 +149,7 @@ def export(
     # Another name each time: what an export that was cut off left is in nobody's way.
     temporary = target.with_name(f"{files.TEMPORARY}{os.urandom(6).hex()}-{target.name}")
     with encoding_pool() as pool:
-        writer = SegmentWriter(temporary, samples.schema, compressions, pool)
+        writer = SegmentWriter(temporary, samples.schema, compressions, pool, alone=True)
         try:
             _copy(samples, writer, progress=progress)
             writer.seal()
@@ -153,11 +175,7 @@ def _copy(samples: Samples, writer: SegmentWriter, *, progress: bool) -> None:
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     """Give a finished file its name, for good or not at all."""
-    with files.storage_errors(target, "be put in place"):
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            raise ConflictError(f"{target} exists already") from None
+    files.place(temporary, target)
     try:
         files.sync_folder(target.parent)
     except BaseException:

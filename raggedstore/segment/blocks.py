@@ -34,15 +34,22 @@ __all__ = [
     "assembled_size",
     "block_checksum",
     "blocks_of",
+    "check_header",
     "decode_assembled",
 ]
 
 HEADER = 32
 _STORED = 0x02  # in the header's flags: not compressed
 _MOST = 2**31 - 1
+_MOST_BLOCKS = 2**26  # of a dataset; where there are more, its chunks are decoded whole
 _RAW = np.uint32(2**31)  # set in a chunk's first edge where its blocks are not compressed
 # Filters whose blocks depend on nothing outside: none, shuffle, bitshuffle, bytedelta.
 _FILTERS = (0, 1, 2, 35)
+# Those besides that other tools write: delta, truncated precision, bytedelta as it once was.
+_MORE_FILTERS = (3, 4, 34)
+_EXTENDED = 0x05  # both of Blosc 1's flags for shuffles say that the header has 32 bytes
+_MOST_CODEC = 4  # BloscLZ, LZ4, Snappy, Zlib, Zstandard; what follows is up to plug-ins
+_MOST_SPECIAL = 0x30  # in the last byte: zeros, NaNs, one value throughout; not: left as it is
 
 Edges = npt.NDArray[np.uint32]
 Int64s = npt.NDArray[np.int64]
@@ -56,6 +63,30 @@ class ChunkBlocks:
     nbytes: int  #: raw bytes in a block
     edges: Edges  #: (k + 1,) where each begins, and the last ends, in the stored bytes
     raw: bool  #: not compressed
+
+
+def check_header(header: Any) -> None:
+    """See that Blosc2 can decode a chunk with that header by itself.
+
+    For a codec or filter that it does not know, c-blosc2 runs ``python -c "import blosc2_…"``,
+    which finds a module in the working folder; so the header of whatever is decoded is looked at
+    first.
+
+    Raises
+    ------
+    CorruptionError
+        It names a codec or filter that is not Blosc2's own, or wants more than the chunk's bytes.
+    """
+    flags, more = header[2], header[30:32]
+    if flags >> 5 > _MOST_CODEC:
+        raise CorruptionError(f"a Blosc2 codec that is not read, {flags >> 5}")
+    if flags & _EXTENDED != _EXTENDED:
+        return
+    filters = header[16:22]
+    if any(code not in _FILTERS + _MORE_FILTERS for code in filters):
+        raise CorruptionError(f"Blosc2 filters that are not read, {list(filters)}")
+    if more[0] or more[1] & 0x0F or more[1] > _MOST_SPECIAL:
+        raise CorruptionError("a Blosc2 chunk that does not stand by itself")
 
 
 def blocks_of(frame: memoryview, size: int) -> ChunkBlocks | None:
@@ -82,6 +113,8 @@ def blocks_of(frame: memoryview, size: int) -> ChunkBlocks | None:
         return None
     count = nbytes // block
     raw = bool(header[2] & _STORED)
+    if raw and HEADER + nbytes > stored:
+        return None
     if raw:
         starts = HEADER + np.arange(count + 1, dtype=np.int64) * block
     else:
@@ -133,8 +166,12 @@ class BlockTable:
         cls, chunks: Sequence[tuple[ChunkBlocks | None, Edges]], chunk_nbytes: int
     ) -> BlockTable | None:
         """The table of chunks of `chunk_nbytes` raw bytes, given each one's blocks and checks."""
-        known = [blocks for blocks, _ in chunks if blocks is not None]
-        if not known or chunk_nbytes % known[0].nbytes or chunk_nbytes < 2 * known[0].nbytes:
+        known = [
+            blocks
+            for blocks, _ in chunks
+            if blocks is not None and blocks.nbytes * (len(blocks.edges) - 1) == chunk_nbytes
+        ]
+        if not known or len(chunks) * (len(known[0].edges) - 1) > _MOST_BLOCKS:
             return None
         header = next((blocks.header for blocks in known if not blocks.raw), known[0].header)
         nbytes = known[0].nbytes

@@ -4,8 +4,9 @@ A stored chunk is a contiguous Blosc2 frame, which is what HDF5's Blosc2 filter 
 HDF5 tool with that filter reads it. Decoding skips the frame's wrapping: the header's length
 is a big-endian int32 at bytes 11-14, the Blosc2 chunk follows, and its own header holds its
 raw and its compressed size as little-endian int32 at bytes 4-7 and 12-15. All are checked
-against the stored size before a byte is decoded. A frame whose only chunk is special (all
-zeros, one value repeated) has no such chunk and goes the general way.
+against the stored size before a byte is decoded, and that no plug-in is asked for. A frame of
+zeros has no such chunk: its header is followed by the table of chunks, which says so.
+https://github.com/Blosc/c-blosc2 README_CFRAME_FORMAT.
 
 python-blosc2 keeps the GIL unless told otherwise; `blosc2.set_releasegil` is a switch of the
 whole process, and importing this module turns it on: without it threads decode one by one.
@@ -23,10 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
+from raggedstore.segment.blocks import check_header
+from raggedstore.segment.forking import no_fork
 from raggedstore.units import format_bytes
 
 __all__ = [
     "Compression",
+    "check_frame",
     "decode_blosc",
     "decode_frame",
     "encode_frame",
@@ -45,6 +49,7 @@ _MAX_FILTERS = 2
 _MAX_ITEM = 16  # larger items gain nothing from filters
 _MIN_FRAME = 87  # the shortest header that c-blosc2 writes
 _CHUNK_HEADER = 32
+_ZEROS = 0x81  # in the table of chunks, the highest byte of where one lies: nowhere, all zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,9 @@ class Compression:
     item_bytes: int = 0
 
     def __post_init__(self) -> None:
+        numbers = (self.level, self.chunk_bytes, self.block_bytes, self.item_bytes)
+        if any(type(number) is not int for number in numbers):
+            raise UsageError("level, chunk_bytes, block_bytes and item_bytes are ints")
         if self.codec not in _CODECS:
             raise UsageError(f"codec must be one of {', '.join(_CODECS)}, got {self.codec!r}")
         if not 0 <= self.level <= 9:
@@ -172,13 +180,24 @@ def encode_frame(
     """
     data = raw.reshape(-1).view(np.uint8)
     params = compression.params(itemsize, row_nbytes, data.nbytes)
-    frame = blosc2.SChunk(chunksize=data.nbytes, data=data, cparams=params).to_cframe()
+    with no_fork():
+        frame = blosc2.SChunk(chunksize=data.nbytes, data=data, cparams=params).to_cframe()
     if blosc2.Filter.BYTEDELTA in params.filters:
         back = np.empty(data.nbytes, np.uint8)
         decode_frame(memoryview(frame), back)
         if not np.array_equal(back, data):
             raise CorruptionError("a chunk did not decode to what was encoded; nothing is written")
     return bytes(frame)
+
+
+def check_frame(frame: memoryview) -> None:
+    """CorruptionError unless Blosc2 can decode the chunk of a frame by itself; see blocks.py."""
+    if len(frame) < _MIN_FRAME or bytes(frame[2:9]) != b"b2frame":
+        raise CorruptionError("not a Blosc2 frame")
+    (head,) = struct.unpack_from(">i", frame, 11)
+    if not _MIN_FRAME <= head <= len(frame) - _CHUNK_HEADER:
+        raise CorruptionError("a Blosc2 frame's header is longer than the frame")
+    check_header(frame[head : head + _CHUNK_HEADER])
 
 
 def decode_frame(frame: memoryview, out: npt.NDArray[np.uint8]) -> None:
@@ -189,14 +208,11 @@ def decode_frame(frame: memoryview, out: npt.NDArray[np.uint8]) -> None:
     CorruptionError
         The frame is damaged, or holds another number of bytes.
     """
-    if len(frame) < _MIN_FRAME or bytes(frame[2:9]) != b"b2frame":
-        raise CorruptionError("not a Blosc2 frame")
-    head, cbytes = struct.unpack_from(">i24xq", frame, 11)
+    check_frame(frame)
+    head, nbytes, cbytes = struct.unpack_from(">i15xqxq", frame, 11)
     if cbytes <= 0:
-        _decode_special(frame, out)
+        _decode_zeros(frame, head, nbytes, out)
         return
-    if not _MIN_FRAME <= head <= len(frame) - _CHUNK_HEADER:
-        raise CorruptionError("a Blosc2 frame's header is longer than the frame")
     nbytes, _, size = struct.unpack_from("<iii", frame, head + 4)
     if nbytes != out.nbytes or not _CHUNK_HEADER <= size <= len(frame) - head:
         raise CorruptionError(f"a Blosc2 chunk of {nbytes} bytes where {out.nbytes} belong")
@@ -213,17 +229,16 @@ def decode_blosc(chunk: memoryview, out: npt.NDArray[np.uint8]) -> None:
     nbytes, _, size = struct.unpack_from("<iii", chunk, 4)
     if nbytes != out.nbytes or not 16 <= size <= len(chunk):
         raise CorruptionError(f"a Blosc chunk of {nbytes} bytes where {out.nbytes} belong")
+    check_header(bytes(chunk[:_CHUNK_HEADER]).ljust(_CHUNK_HEADER, b"\0"))
     try:
         blosc2.decompress2(chunk[:size], dst=out, nthreads=1)
     except (RuntimeError, ValueError) as error:
         raise CorruptionError(f"Blosc could not decode a chunk: {error}") from None
 
 
-def _decode_special(frame: memoryview, out: npt.NDArray[np.uint8]) -> None:
-    try:
-        schunk = blosc2.schunk_from_cframe(bytes(frame))
-        if schunk.nbytes != out.nbytes or schunk.nchunks != 1:
-            raise CorruptionError(f"a frame of {schunk.nbytes} bytes where {out.nbytes} belong")
-        schunk.decompress_chunk(0, dst=out)
-    except (RuntimeError, ValueError) as error:
-        raise CorruptionError(f"Blosc2 could not decode a chunk: {error}") from None
+def _decode_zeros(frame: memoryview, head: int, nbytes: int, out: npt.NDArray[np.uint8]) -> None:
+    """Fill `out` with zeros, if those are what a frame without a chunk stands for."""
+    table = frame[head : head + _CHUNK_HEADER + 8]  # of one chunk: eight bytes behind a header
+    if nbytes != out.nbytes or len(table) < _CHUNK_HEADER + 8 or table[-1] != _ZEROS:
+        raise CorruptionError(f"a Blosc2 frame that is not {out.nbytes} zeros, nor has a chunk")
+    out[:] = 0

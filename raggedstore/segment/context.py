@@ -7,9 +7,13 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
+
+# NumPy imports these when somebody first asks for them, `np.unique` among others. Where a fork
+# comes in the midst of an import by a thread, the child waits for that thread for ever.
+import numpy.ma
+import numpy.random
 import numpy.typing as npt
 
 from raggedstore.segment.cache import ChunkCache
@@ -37,15 +41,13 @@ class ReadContext:
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
     _pool_pid: int = field(init=False, default=0)
     lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+    threads: int = field(init=False)  #: that decode at once
 
     def __post_init__(self) -> None:
         self.cache = ChunkCache(self.budget)
+        # As many as this process may use cores
+        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         _live.add(self)
-
-    @cached_property
-    def threads(self) -> int:
-        """How many threads decode at once: as many as this process may use cores."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
     @property
     def pool(self) -> ThreadPoolExecutor | None:

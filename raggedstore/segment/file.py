@@ -12,9 +12,11 @@ is dropped in the middle of another thread's read stays open until that read is 
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from raggedstore.errors import CorruptionError, StorageError
@@ -25,23 +27,38 @@ _MAX_OPEN = 64
 
 
 class Descriptor:
-    """An open file descriptor, closed when it is forgotten or by `close`."""
+    """An open file descriptor, closed when it is forgotten or by `close`.
+
+    Raises
+    ------
+    CorruptionError
+        What is there is no regular file: reading a pipe or a device might never end.
+    """
 
     __slots__ = ("number",)
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.number = -1
-        self.number = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        # Without O_NONBLOCK the opening of a pipe would wait for somebody to write into it.
+        self.number = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(self.number).st_mode):
+            self.close()
+            raise CorruptionError(f"{path}: not a regular file")
 
     def fileno(self) -> int:
         """The descriptor's number, as `fcntl` asks for it."""
         return self.number
 
     def close(self) -> None:
-        """Close it, if it is open."""
+        """Close it, if it is open.
+
+        Nothing is written through one, so a close that fails loses nothing; and Linux has let go
+        of the descriptor whatever it says.
+        """
         number, self.number = self.number, -1
         if number >= 0:
-            os.close(number)
+            with suppress(OSError):
+                os.close(number)
 
     __del__ = close
 
@@ -98,6 +115,8 @@ class FileBytes:
             if in_memory:
                 self._whole = memoryview(path.read_bytes())
                 self.size = len(self._whole)
+        except CorruptionError:
+            raise
         except OSError as error:
             raise StorageError(f"{path}: could not be read: {error.strerror}") from error
 

@@ -25,11 +25,13 @@ from raggedstore.errors import CorruptionError, MissingExtraError
 __all__ = ["ForeignDataset"]
 
 _MEMORY = 2**32  # of the child, bytes of address space
+_MESSAGE = 1000  # bytes of what it says went wrong
+_SECONDS = 60  # of its processor's time, for one run of rows
 
 #: What the child runs: asked for rows by (start, stop), it answers with their length and bytes.
 _CHILD = """
-import resource, struct, sys
-path, name, memory = sys.argv[1], sys.argv[2], int(sys.argv[3])
+import resource, signal, struct, sys
+path, name, memory, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 import numpy, h5py
 try:
     import hdf5plugin
@@ -38,14 +40,23 @@ except ImportError:
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 ask, answer = sys.stdin.buffer, sys.stdout.buffer
+signal.signal(signal.SIGPROF, signal.SIG_DFL)
+signal.setitimer(signal.ITIMER_PROF, seconds)
 try:
-    dataset = h5py.File(path, "r")[name]
+    dataset = h5py.File(path, "r")
+    for part in name.strip("/").split("/"):
+        if not isinstance(dataset.get(part, getlink=True), h5py.HardLink):
+            raise ValueError("it is a link")
+        dataset = dataset[part]
     if dataset.external or dataset.is_virtual:
         raise ValueError("its values lie in other files")
+    if dataset.dtype.kind not in "biufc":
+        raise ValueError("its values are no numbers")
 except Exception as error:
     dataset, broken = None, error
 while len(request := ask.read(16)) == 16:
     start, stop = struct.unpack("<qq", request)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         if dataset is None:
             raise broken
@@ -85,18 +96,16 @@ class ForeignDataset:
         self._name = name
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        _live.add(self)
 
     def read_into(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
-        """Fill the beginning of `out` with the raw bytes of rows `start` to `stop`.
+        """Fill `out` with the raw bytes of rows `start` to `stop`.
 
         Raises
         ------
         CorruptionError
             libhdf5 could not read them, or died of them.
         """
-        if self._owner != os.getpid():  # of a forked child's own, as no two can share a pipe
-            self._lock, self._child, self._owner = threading.Lock(), None, os.getpid()
         with self._lock:
             child = self._child = self._child or self._begin()
             assert child.stdin is not None and child.stdout is not None
@@ -104,7 +113,8 @@ class ForeignDataset:
                 child.stdin.write(struct.pack("<qq", start, stop))
                 child.stdin.flush()
                 (length,) = struct.unpack("<q", child.stdout.read(8))
-                data = child.stdout.read(min(abs(length), out.nbytes + 1))
+                most = out.nbytes + 1 if length > 0 else _MESSAGE
+                data = child.stdout.read(min(abs(length), most))
             except (OSError, struct.error):
                 self._child = None
                 child.kill()
@@ -113,15 +123,19 @@ class ForeignDataset:
                 ) from None
             if length < 0:
                 raise CorruptionError(f"not readable: {data.decode(errors='replace')}")
-            if length > out.nbytes or len(data) != length:
+            if length != out.nbytes or len(data) != length:
                 self._child = None
                 child.kill()
                 raise CorruptionError(f"{length} bytes where {out.nbytes} belong")
-            out[:length] = np.frombuffer(data, np.uint8)
-            out[length:] = 0
+            out[:] = np.frombuffer(data, np.uint8)
+
+    def after_fork(self) -> None:
+        """Have a forked child ask a child of its own, as no two can share a pipe."""
+        self._lock, self._child = threading.Lock(), None
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-c", _CHILD, str(self._path), self._name, str(_MEMORY)]
+        limits = [str(_MEMORY), str(_SECONDS)]
+        command = [sys.executable, "-P", "-c", _CHILD, str(self._path), self._name, *limits]
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -138,3 +152,14 @@ def _end(child: subprocess.Popen[bytes], owner: int) -> None:
         if pipe is not None:
             with suppress(OSError):  # what was not sent yet can't be any more
                 pipe.close()
+
+
+_live: weakref.WeakSet[ForeignDataset] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for dataset in list(_live):
+        dataset.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -113,7 +113,19 @@ class SegmentReader:
                 f"make no sense: start and stop {spans[i].tolist()}, shape {shapes[i].tolist()}, "
                 f"{limit} values"
             )
+        self._check_overlap(name, positions, spans, limit)
         return spans, shapes
+
+    def _check_overlap(self, name: str, positions: Int64s, spans: Int64s, limit: int) -> None:
+        """CorruptionError where samples have more values together than there are."""
+        sizes = spans[:, 1] - spans[:, 0]
+        if sizes.sum(dtype=np.float64) <= limit:
+            return
+        _, first = np.unique(positions, return_index=True)  # one may be asked for repeatedly
+        if sizes[first].sum(dtype=np.float64) > limit:
+            raise CorruptionError(
+                f"segment {self.name}, field {name!r}: side columns make no sense: samples overlap"
+            )
 
     def shapes(self, name: str, positions: Int64s) -> Int64s:
         """(k, d) shapes of the samples at `positions`, no data read."""

@@ -3,43 +3,67 @@
 It serves segments whose .idx was lost, and single files from elsewhere. The parser is pyfive,
 which is pure Python: no libhdf5, whose faults a stranger's file could reach, and no PyTables,
 which unpickles what it finds in attributes. What the file says is then held to the same rules
-as any .idx: every chunk inside the file, sizes bounded, ranks and types as they must be.
+as any .idx: every chunk inside the file, sizes bounded, ranks and types as they must be. Fields
+must be in the file itself: links that lead elsewhere, external storage and virtual datasets are
+refused. And a file that has the parser go round in circles is noticed by how much it reads.
 
-Blosc, Blosc2 and unfiltered chunks are decoded by our own reader. Deflate, shuffle and fletcher32
-are decoded by pyfive, a run of rows at a time; any other filter by libhdf5, in a process of its
-own (`foreign.py`).
+Blosc, Blosc2 and unfiltered chunks are decoded by our own reader; deflate, shuffle and fletcher32
+by `filters.py`, a run of rows at a time; any other filter by libhdf5, in a process of its own
+(`foreign.py`).
 """
 
 from __future__ import annotations
 
 import io
-import threading
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import strictjson
 from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
-from raggedstore.layout import DATA, SCHEMA_ATTRIBUTE, SHAPE, SPAN, Column, columns_of
+from raggedstore.layout import (
+    DATA,
+    SCHEMA_ATTRIBUTE,
+    SHAPE,
+    SPAN,
+    TABLE_ATTRIBUTE,
+    Column,
+    columns_of,
+)
 from raggedstore.schema import MAX_DIMENSIONS, Field, Schema
+from raggedstore.segment.appended import hdf5_size
 from raggedstore.segment.blocks import BlockTable, blocks_of
 from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
+from raggedstore.segment.filters import PIPELINE, unfilter
 from raggedstore.segment.foreign import ForeignDataset
-from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, check_bounds
+from raggedstore.segment.table import (
+    ENTRY,
+    EXPANSION,
+    DatasetTable,
+    SegmentTable,
+    check_bounds,
+    check_together,
+)
 
 __all__ = ["rebuild_table"]
 
 BLOSC, BLOSC2 = 32001, 32026
-_PARSED = frozenset({1, 2, 3})  # deflate, shuffle, fletcher32: what pyfive decodes by itself
 _HEAD_BYTES = 2**13  # where a chunk of up to some 2,000 blocks says where they lie
 _RUN_BYTES = 2**20  # of rows that are read together from a dataset without chunks of its own
 _RUNS = 2**20  # of them in a dataset at most
 MAX_CHUNK_BYTES = 2**31 - 1
+_READ_OVER = 8  # a file may be read so many times over while it is parsed,
+_READ_MORE = 2**24  # and so many bytes besides
 
 
-def rebuild_table(name: str, data: FileBytes, *, group: str = "/") -> SegmentTable:
+def rebuild_table(
+    name: str, data: FileBytes, *, group: str = "/", ends_here: bool = False
+) -> SegmentTable:
     """The chunk table of the fields in `group` of an HDF5 file.
 
     Parameters
@@ -50,6 +74,8 @@ def rebuild_table(name: str, data: FileBytes, *, group: str = "/") -> SegmentTab
         The file.
     group
         Where the fields' groups lie, or the three arrays of a single ragged field.
+    ends_here
+        No chunk table was found behind the end, so one that was there is damaged.
 
     Raises
     ------
@@ -61,16 +87,20 @@ def rebuild_table(name: str, data: FileBytes, *, group: str = "/") -> SegmentTab
     import pyfive
 
     try:
-        root = pyfive.File(_Buffered(data))
-        try:
-            node = root[group] if group.strip("/") else root
-        except KeyError:
-            raise FormatError(f"no group {group!r} in it") from None
+        stream = _Buffered(data, most=_READ_OVER * len(data) + _READ_MORE)
+        root = pyfive.File(stream)
+        if ends_here and TABLE_ATTRIBUTE in root.attrs and hdf5_size(data) != len(data):
+            raise CorruptionError("cut short, or the chunk table at its end is damaged")
+        node = root
+        for part in group.split("/"):
+            node = _child(node, part) if part else node
         if not hasattr(node, "keys"):
             raise FormatError(f"{group!r} is no group")
         nodes = _field_nodes(node)
         schema = _declared(node) or _inferred(nodes)
-        return _table(schema, nodes, data)
+        table = _table(schema, nodes, data, root.userblock_size)
+        stream.most = None
+        return table
     except RaggedStoreError as error:
         raise type(error)(f"{name}: {error}") from None
     except MemoryError:
@@ -110,23 +140,45 @@ class _Stream(io.RawIOBase):
 class _Buffered(io.BufferedReader):
     """A file's stream that makes room for no more than is in it, whatever is asked of it."""
 
-    def __init__(self, data: FileBytes) -> None:
+    def __init__(self, data: FileBytes, *, most: int | None = None) -> None:
         super().__init__(_Stream(data))
         self._size = len(data)
+        self.most = most  #: bytes that may still be read; None for any number
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(self._size - self.tell(), 0)
-        return super().read(left if size is None or size < 0 else min(size, left))
+        piece = super().read(left if size is None or size < 0 else min(size, left))
+        if self.most is not None:
+            self.most -= len(piece) + 1  # reading nothing, over and over, counts too
+            if self.most < 0:
+                raise CorruptionError("what it says of itself goes round in circles")
+        return piece
+
+
+def _child(node: Any, name: str) -> Any:
+    """A group or dataset in the group `node`, which must be there itself and not by a soft link."""
+    try:
+        child = node[name]
+    except KeyError:
+        raise FormatError(f"no group {name!r} in it") from None
+    # A link leads to something of another name, or to nothing.
+    if getattr(child, "name", None) != f"{node.name.rstrip('/')}/{name}":
+        raise FormatError(f"{name!r} in its group {node.name!r} is a link")
+    return child
+
+
+def _is_dataset(node: Any, name: str) -> bool:
+    return name in node and hasattr(_child(node, name), "shape")
 
 
 def _field_nodes(node: Any) -> dict[str, Any]:
     """The groups that hold fields: the subgroups with data, or the group itself as "data"."""
-    if DATA in node and hasattr(node[DATA], "shape"):
+    if _is_dataset(node, DATA):
         return {DATA: node}
     nodes = {}
     for name in node:
-        child = node[name]
-        if hasattr(child, "keys") and DATA in child and hasattr(child[DATA], "shape"):
+        child = _child(node, name)
+        if hasattr(child, "keys") and _is_dataset(child, DATA):
             nodes[name] = child
     if not nodes:
         raise FormatError("no group in it holds data, data_start_and_stop and data_shape")
@@ -135,13 +187,11 @@ def _field_nodes(node: Any) -> dict[str, Any]:
 
 def _declared(node: Any) -> Schema | None:
     """The schema that a segment's root carries."""
-    import json
-
     text = node.attrs.get(SCHEMA_ATTRIBUTE)
     if text is None:
         return None
     try:
-        return Schema.from_json(json.loads(bytes(text) if isinstance(text, bytes) else str(text)))
+        return Schema.from_json(strictjson.loads(text if isinstance(text, bytes) else str(text)))
     except ValueError as error:
         raise FormatError(f"its attribute {SCHEMA_ATTRIBUTE} is no schema: {error}") from None
 
@@ -150,14 +200,14 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
     """A schema from what lies in the groups: every dimension of a ragged field is ragged."""
     fields = {}
     for name, node in nodes.items():
-        dataset = node[DATA]
+        dataset = _child(node, DATA)
         if not isinstance(dataset.dtype, np.dtype) or dataset.dtype.kind not in "biufc":
             raise FormatError(
                 f"{name!r} holds {dataset.dtype}, not plain numbers (a VLArray opens in PyTables "
                 f"with RaggedVLArray.attach)"
             )
         if SPAN in node and SHAPE in node:
-            shape = node[SHAPE].shape
+            shape = _child(node, SHAPE).shape
             if len(shape) != 2 or shape[1] > MAX_DIMENSIONS or len(dataset.shape) != 1:
                 raise FormatError(f"{name!r}: data has rank {len(dataset.shape)}, shape {shape}")
             fields[name] = Field(dataset.dtype, (None,) * shape[1])
@@ -166,10 +216,9 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
     return Schema(fields)
 
 
-def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes) -> SegmentTable:
+def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes, userblock: int) -> SegmentTable:
     counts = set()
     datasets: dict[str, dict[str, DatasetTable]] = {}
-    lock = threading.Lock()  # pyfive seeks in one file
     for name, field in schema.items():
         if name not in nodes:
             raise FormatError(f"field {name!r} of its schema is not in it")
@@ -178,7 +227,8 @@ def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes) -> SegmentTab
         for column in columns:
             if column.name not in nodes[name]:
                 raise FormatError(f"field {name!r} has no {column.name}")
-            table = _dataset(nodes[name][column.name], column, name, data, lock)
+            node = _child(nodes[name], column.name)
+            table = _dataset(node, column, name, data, userblock)
             datasets[name][column.name] = table
         counts.add(datasets[name][columns[-1].name].rows)
         if len({datasets[name][column.name].rows for column in columns[1:]}) > 1:
@@ -188,9 +238,7 @@ def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes) -> SegmentTab
     return SegmentTable(schema, counts.pop(), len(data), datasets, checksums=False)
 
 
-def _dataset(
-    node: Any, column: Column, name: str, data: FileBytes, lock: threading.Lock
-) -> DatasetTable:
+def _dataset(node: Any, column: Column, name: str, data: FileBytes, userblock: int) -> DatasetTable:
     """One dataset's chunks, and how to decode them."""
     where = f"field {name!r}, {column.name}"
     dtype, shape = node.dtype, tuple(int(size) for size in node.shape)
@@ -204,60 +252,133 @@ def _dataset(
             f"{where}: expected rows of {column.row_shape} {column.dtype}, got {shape} {dtype}"
         )
     column = Column(column.name, dtype, column.row_shape)
-    rows, row_nbytes = shape[0], max(column.row_nbytes, 1)
-    chunks = node.chunks
-    if chunks is not None and tuple(chunks[1:]) == shape[1:]:
-        chunk_rows = int(chunks[0])
-        if not 1 <= chunk_rows <= MAX_CHUNK_BYTES // row_nbytes:
-            raise FormatError(f"{where}: chunks of {chunk_rows} rows are too large")
-        if rows > max(len(data), 1) * 2**16 // row_nbytes:
-            raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
-        found = _chunk_entries(node, rows, chunk_rows)
-        filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
-        decode = _DECODERS.get(tuple(filters))
-        if found is not None and decode is not None:
-            entries, skipped = found
-            check_bounds(entries, len(data), name)
+    if shape[0] > max(len(data), 1) * EXPANSION // max(column.row_nbytes, 1):
+        raise CorruptionError(f"{where}: {shape[0]} rows in a file of {len(data)} bytes")
+    storage = _STORAGE.get(node.id.layout_class)
+    if storage is None:
+        raise FormatError(f"{where}: its values lie in other files")
+    table = storage(node, column, shape[0], data, userblock)
+    check_bounds(table.entries, len(data), table.chunk_rows * max(column.row_nbytes, 1), name)
+    check_together([table], len(data))
+    return table
+
+
+def _compact(node: Any, column: Column, rows: int, data: FileBytes, userblock: int) -> DatasetTable:
+    """A dataset whose values lie in its own header."""
+    if rows * column.row_nbytes >= _COMPACT:
+        raise CorruptionError(f"{rows} rows of {column.name} in a header")
+    raw = np.ascontiguousarray(node[...]).reshape(-1).view(np.uint8)
+    source = partial(_copy_rows, raw)
+    return DatasetTable(
+        column, rows, max(rows, 1), np.zeros(int(rows > 0), ENTRY),
+        source=lambda number, stored, out: source(out),
+    )  # fmt: skip
+
+
+def _contiguous(
+    node: Any, column: Column, rows: int, data: FileBytes, userblock: int
+) -> DatasetTable:
+    """A dataset whose values lie one after another, here taken for chunks."""
+    if rows and node.id.data_offset == _UNDEFINED:
+        raise FormatError(f"the values of {column.name} were never written, or lie in other files")
+    chunk_rows = _run_rows(column, rows, max(_RUN_BYTES // max(column.row_nbytes, 1), 1))
+    entries = np.zeros(-(-rows // chunk_rows), ENTRY)
+    starts = np.arange(len(entries)) * chunk_rows
+    entries["size"] = (np.minimum(starts + chunk_rows, rows) - starts) * column.row_nbytes
+    if rows:
+        first = node.id.data_offset + userblock
+        if first + rows * column.row_nbytes > len(data):
+            raise CorruptionError(f"{rows} rows of {column.name} reach out of the file")
+        entries["offset"] = starts * column.row_nbytes + first
+    return DatasetTable(
+        column, rows, chunk_rows, entries,
+        source=lambda number, stored, out: _copy_rows(np.frombuffer(stored, np.uint8), out),
+    )  # fmt: skip
+
+
+def _chunked(node: Any, column: Column, rows: int, data: FileBytes, userblock: int) -> DatasetTable:
+    """A dataset in chunks, of whole rows or not."""
+    shape = tuple(int(size) for size in node.chunks)
+    nbytes = math.prod(shape) * column.dtype.itemsize
+    if len(shape) != 1 + len(column.row_shape) or not 1 <= nbytes <= MAX_CHUNK_BYTES:
+        raise FormatError(f"chunks of {shape} values of {column.name} are not read")
+    filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
+    found = _Chunks(node, shape, userblock) if rows else None
+    decode = _DECODERS.get(tuple(filters))
+    if decode is not None and shape[1:] == column.row_shape:
+        ordered = found.in_order(-(-rows // shape[0])) if found is not None else _none()
+        if ordered is not None:
+            entries, skipped = ordered
+            check_bounds(entries, len(data), nbytes, column.name)
             if filters == [BLOSC2] and not skipped.any():
-                blocks = _blocks(entries, chunk_rows * row_nbytes, data)
-                return DatasetTable(column, rows, chunk_rows, entries, blocks)
-            source = _stored(decode, skipped)
-            return DatasetTable(column, rows, chunk_rows, entries, source=source)
-    elif rows > max(len(data), 1) * 2**16 // row_nbytes:
-        raise CorruptionError(f"{where}: {rows} rows in a file of {len(data)} bytes")
-    else:
+                blocks = _blocks(entries, nbytes, data)
+                return DatasetTable(column, rows, shape[0], entries, blocks)
+            stored = _stored(decode, skipped)
+            return DatasetTable(column, rows, shape[0], entries, source=stored)
+    chunk_rows = _run_rows(column, rows, shape[0])
+    entries = np.zeros(-(-rows // chunk_rows), ENTRY)
+    source: Source | None = None
+    if not PIPELINE.issuperset(filters):
+        source = _by_libhdf5(ForeignDataset(data.path, node.name), column, rows, chunk_rows)
+    elif found is not None:
+        check_bounds(found.entries, len(data), nbytes, column.name)
+        if len(found.entries) * nbytes > EXPANSION * len(data):
+            raise CorruptionError(f"{len(found.entries)} chunks of {nbytes} bytes are too many")
+        fill = np.asarray(node.fillvalue, column.dtype)
+        source = _by_grid(found, column, rows, chunk_rows, filters, fill, data)
+    return DatasetTable(column, rows, chunk_rows, entries, source=source)
+
+
+_UNDEFINED = 2**64 - 1  # an address that HDF5 has not given out
+_COMPACT = 2**16  # bytes of a header's message
+_STORAGE = {0: _compact, 1: _contiguous, 2: _chunked}  #: by HDF5's classes of layout
+
+
+def _run_rows(column: Column, rows: int, chunk_rows: int) -> int:
+    """How many rows are read together from a dataset whose chunks are not read one by one."""
+    row_nbytes = max(column.row_nbytes, 1)
+    if chunk_rows * row_nbytes > MAX_CHUNK_BYTES:  # of chunks that are parts of rows
         chunk_rows = max(_RUN_BYTES // row_nbytes, 1)
     # A damaged file tells of any number of rows; what is kept for each run of them is bounded.
     chunk_rows *= max(-(-rows // (chunk_rows * _RUNS)), 1)
     if chunk_rows > MAX_CHUNK_BYTES // row_nbytes:
-        raise FormatError(f"{where}: {rows} rows are too many")
-    entries = np.zeros(-(-rows // chunk_rows), ENTRY)
-    filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
-    if _PARSED.issuperset(filters):
-        source = _by_parser(node, chunk_rows, lock)
-    else:
-        source = _by_libhdf5(ForeignDataset(data.path, node.name), rows, chunk_rows)
-    return DatasetTable(column, rows, chunk_rows, entries, source=source)
+        raise FormatError(f"{rows} rows of {column.name} are too many")
+    return chunk_rows
 
 
-def _chunk_entries(
-    node: Any, rows: int, chunk_rows: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]] | None:
-    """Where every chunk lies, and whether it skips a filter; None where one is not there."""
-    count = -(-rows // chunk_rows)
-    if node.id.get_num_chunks() < count:
-        return None
-    entries = np.zeros(count, ENTRY)
-    found, skipped = np.zeros(count, bool), np.zeros(count, bool)
-    for i in range(node.id.get_num_chunks()):
-        info = node.id.get_chunk_info(i)
-        number = int(info.chunk_offset[0]) // chunk_rows
-        if number < count:
-            # HDF5 stores a chunk as it is where an optional filter could make nothing of it.
-            skipped[number] = bool(info.filter_mask)
-            entries[number] = (info.byte_offset, info.size, 0)
-            found[number] = True
-    return (entries, skipped) if found.all() else None
+def _none() -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    return np.zeros(0, ENTRY), np.zeros(0, bool)
+
+
+class _Chunks:
+    """The chunks that a dataset has, in the order of their first rows.
+
+    Raises
+    ------
+    CorruptionError
+        One begins where none can.
+    """
+
+    def __init__(self, node: Any, shape: tuple[int, ...], userblock: int) -> None:
+        index = node.id.index  # by the place of a chunk's first value
+        places = sorted(index)
+        self.shape = shape
+        self.places = np.array(places, np.uint64).reshape(len(places), len(shape))
+        if (self.places % np.array(shape, np.uint64)).any() or (self.places >= 2**62).any():
+            raise CorruptionError("a chunk begins where none can")
+        self.places = self.places.astype(np.int64)
+        self.masks = np.array([index[place].filter_mask for place in places], np.int64)
+        self.entries = np.zeros(len(places), ENTRY)
+        self.entries["offset"] = [index[place].byte_offset + userblock for place in places]
+        self.entries["size"] = [index[place].size for place in places]
+
+    def in_order(self, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]] | None:
+        """The first `count` chunks of whole rows, and whether each skips a filter; or None."""
+        first = self.places[:count, 0]
+        if len(first) < count or (first != np.arange(count) * self.shape[0]).any():
+            return None  # HDF5 takes a chunk that is not there for one of fill values
+        # It stores one as it is where an optional filter could make nothing of it.
+        return self.entries[:count], self.masks[:count] != 0
 
 
 def _blocks(entries: npt.NDArray[Any], chunk_nbytes: int, data: FileBytes) -> BlockTable | None:
@@ -292,30 +413,61 @@ _DECODERS: dict[tuple[int, ...], Decoder] = {
 }
 
 
-def _by_parser(node: Any, chunk_rows: int, lock: threading.Lock) -> Source:
-    """A source that has pyfive read a run of rows, whatever their filters and chunks."""
+def _copy_rows(raw: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+    """Copy rows to where a whole run of them belongs, of which the last may have fewer."""
+    if len(raw) > len(out):
+        raise CorruptionError(f"{len(raw)} bytes where {len(out)} belong")
+    out[: len(raw)] = raw
+    out[len(raw) :] = 0
+
+
+def _by_grid(
+    found: _Chunks,
+    column: Column,
+    rows: int,
+    chunk_rows: int,
+    filters: Sequence[int],
+    fill: npt.NDArray[Any],
+    data: FileBytes,
+) -> Source:
+    """A source that puts a run of rows together from the chunks that it lies in."""
+    firsts, shape, dtype = found.places[:, 0], found.shape, column.dtype
+    nbytes = math.prod(shape) * dtype.itemsize
 
     def read(number: int, stored: memoryview, out: npt.NDArray[np.uint8]) -> None:
         start = number * chunk_rows
-        try:
-            with lock:
-                rows = np.ascontiguousarray(node[start : start + chunk_rows])
-        except Exception as error:  # as above: whatever a damaged file leads the parser to
-            raise CorruptionError(f"not readable: {type(error).__name__}: {error}") from None
-        raw = rows.reshape(-1).view(np.uint8)
-        if raw.nbytes > out.nbytes:
-            raise CorruptionError(f"{raw.nbytes} bytes where {out.nbytes} belong")
-        out[: raw.nbytes] = raw
-        out[raw.nbytes :] = 0
+        stop = min(start + chunk_rows, rows)
+        size = (stop - start) * column.row_nbytes
+        out[size:] = 0
+        target = out[:size].view(dtype).reshape(-1, *column.row_shape)
+        target[...] = fill
+        low, high = np.searchsorted(firsts, [start - shape[0] + 1, stop]).tolist()
+        for i in range(low, high):
+            at, chunk_bytes, _ = found.entries[i].tolist()
+            raw = unfilter(
+                data.read(at, chunk_bytes), filters, int(found.masks[i]), dtype.itemsize, nbytes
+            )
+            place = found.places[i].tolist()
+            into, part = [], []
+            for axis, (first, length) in enumerate(zip(place, shape, strict=True)):
+                begin = start if axis == 0 else 0
+                end = stop if axis == 0 else column.row_shape[axis - 1]
+                a, b = max(first, begin), min(first + length, end)
+                into.append(slice(a - begin, max(b, a) - begin))
+                part.append(slice(a - first, max(b, a) - first))
+            target[tuple(into)] = raw.view(dtype).reshape(shape)[tuple(part)]
 
     return read
 
 
-def _by_libhdf5(dataset: ForeignDataset, rows: int, chunk_rows: int) -> Source:
+def _by_libhdf5(dataset: ForeignDataset, column: Column, rows: int, chunk_rows: int) -> Source:
     """A source that has libhdf5 read a run of rows."""
 
     def read(number: int, stored: memoryview, out: npt.NDArray[np.uint8]) -> None:
         start = number * chunk_rows
-        dataset.read_into(start, min(start + chunk_rows, rows), out)
+        stop = min(start + chunk_rows, rows)
+        size = (stop - start) * column.row_nbytes
+        dataset.read_into(start, stop, out[:size])
+        out[size:] = 0
 
     return read

@@ -10,15 +10,17 @@ libhdf5. On disk, little-endian:
     4 each    of every dataset with blocks, chunk by chunk: k + 1 edges u32, then k checks u32
     8         xxh3-64 of all bytes before
 
-An offset or size that does not lie inside the segment is refused when the table is read, so
-that nothing later need ask.
+The checksum shows damage, not malice: whoever makes a table can make it hold. So what a table
+claims is refused when it is read unless it can be: chunks lie inside the file, none over another,
+none much larger than what it holds; blocks lie inside their chunks; and all values together are
+no more than `EXPANSION` times the file. Nothing later need ask.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,16 +28,31 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from raggedstore.errors import CorruptionError, FormatError, RaggedStoreError
+from raggedstore import strictjson
+from raggedstore.errors import CorruptionError, FormatError
 from raggedstore.layout import Column, columns_of
 from raggedstore.schema import Schema
 from raggedstore.segment.blocks import HEADER as BLOCK_HEADER
-from raggedstore.segment.blocks import BlockTable
+from raggedstore.segment.blocks import BlockTable, check_header
 
-__all__ = ["ENTRY", "DatasetTable", "SegmentTable", "checksum"]
+__all__ = [
+    "ENTRY",
+    "EXPANSION",
+    "MAX_BYTES",
+    "DatasetTable",
+    "SegmentTable",
+    "check_bounds",
+    "check_together",
+    "checksum",
+    "raw_bytes",
+]
 
 MAGIC = b"RSIDX\x00\x00\x02"
 ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8"), ("xxh3", "<u8")])
+MAX_BYTES = 2**30  #: of an .idx
+EXPANSION = 2**16  #: raw bytes for each byte of a file, at most: a small file is no bomb
+_OVERHEAD = 2**16  # stored bytes of a chunk, beyond twice its raw ones
+_MAX_HEADER = 2**24
 
 
 def checksum(data: Any) -> int:
@@ -112,16 +129,16 @@ class SegmentTable:
                 f"a chunk table of version {data[7]}; this raggedstore reads {MAGIC[7]}"
             )
         (length,) = struct.unpack_from("<Q", data, 8)
-        if length > len(data) - 24:
+        if length > min(len(data) - 24, _MAX_HEADER):
             raise CorruptionError("a chunk table's header is longer than its file")
         try:
-            header = json.loads(data[16 : 16 + length])
+            header = strictjson.loads(data[16 : 16 + length])
             schema = Schema.from_json(header["schema"])
             samples, counts = int(header["samples"]), list(header["datasets"])
-            if int(header["bytes"]) != file_bytes:
+            described = int(header["bytes"])
+            if described != file_bytes:
                 raise CorruptionError(
-                    f"the chunk table is for a file of {header['bytes']} bytes, "
-                    f"this one has {file_bytes}"
+                    f"the chunk table is for a file of {described} bytes, this one has {file_bytes}"
                 )
             return cls(
                 schema,
@@ -129,11 +146,9 @@ class SegmentTable:
                 file_bytes,
                 _datasets(schema, samples, counts, data, 16 + length, file_bytes),
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, RaggedStoreError):
-                raise
-            raise CorruptionError(f"a chunk table's header makes no sense: {error}") from None
-        except RaggedStoreError as error:
+        except CorruptionError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:  # a SchemaError among them
             raise CorruptionError(f"a chunk table's header makes no sense: {error}") from None
 
 
@@ -158,7 +173,7 @@ def _datasets(
             if stop > len(data) - 8:
                 raise CorruptionError(f"field {name!r}: the chunk table ends too early")
             entries = np.frombuffer(data, ENTRY, n_chunks, at)
-            check_bounds(entries, file_bytes, name)
+            check_bounds(entries, file_bytes, chunk_rows * column.row_nbytes, name)
             datasets[name][column.name] = DatasetTable(column, rows, chunk_rows, entries)
             if block:
                 blocks.append((name, column.name, block, bytes.fromhex(header)))
@@ -173,7 +188,19 @@ def _datasets(
         datasets[name][column_name] = replace(table, blocks=found)
     if at != len(data) - 8:
         raise CorruptionError("a chunk table is longer than its header says")
+    check_together([t for columns in datasets.values() for t in columns.values()], file_bytes)
     return datasets
+
+
+def check_together(tables: list[DatasetTable], file_bytes: int) -> None:
+    """CorruptionError unless all chunks lie side by side and their values are not too many."""
+    raw = raw_bytes(tables)
+    if raw > EXPANSION * file_bytes:
+        raise CorruptionError(f"{raw} bytes of values in a file of {file_bytes}")
+    entries = np.concatenate([table.entries for table in tables])
+    entries = entries[np.argsort(entries["offset"], kind="stable")]
+    if (entries["offset"][:-1] + entries["size"][:-1] > entries["offset"][1:]).any():
+        raise CorruptionError("a chunk lies over another")
 
 
 def _blocks(
@@ -184,17 +211,23 @@ def _blocks(
     count, rest = divmod(chunk_nbytes, block) if block > 0 else (0, 1)
     n_chunks = len(table.entries)
     stop = at + n_chunks * (2 * count + 1) * 4
-    if rest or count < 2 or len(header) != BLOCK_HEADER or stop > len(data) - 8:
+    if rest or count < 2 or len(header) != BLOCK_HEADER or header[31] or stop > len(data) - 8:
         return None, at
     cells = np.frombuffer(data, "<u4", n_chunks * (2 * count + 1), at).reshape(n_chunks, -1)
+    check_header(header)
     blocks = BlockTable(header, block, cells[:, : count + 1], cells[:, count + 1 :])
     return (blocks if blocks.check_bounds(table.entries["size"]) else None), stop
 
 
-def check_bounds(entries: npt.NDArray[Any], file_bytes: int, name: str) -> None:
-    """CorruptionError unless every entry lies inside a file of `file_bytes` bytes."""
+def raw_bytes(tables: Iterable[DatasetTable]) -> int:
+    """Bytes that all chunks come to, decoded."""
+    return sum(len(t.entries) * t.chunk_rows * t.column.row_nbytes for t in tables)
+
+
+def check_bounds(entries: npt.NDArray[Any], file_bytes: int, chunk_nbytes: int, name: str) -> None:
+    """CorruptionError unless every entry lies inside the file and fits chunks of so many bytes."""
     size = np.uint64(file_bytes)
-    if len(entries) and (
-        (entries["size"] > size).any() or (entries["offset"] > size - entries["size"]).any()
-    ):
+    if (entries["size"] > size).any() or (entries["offset"] > size - entries["size"]).any():
         raise CorruptionError(f"field {name!r}: a chunk lies outside the file")
+    if (entries["size"] > np.uint64(2 * chunk_nbytes + _OVERHEAD)).any():
+        raise CorruptionError(f"field {name!r}: a chunk of {chunk_nbytes} bytes is stored in more")

@@ -9,6 +9,9 @@ A dataset is made when its first chunk is ready: a column that never fills one g
 just as long as itself, so a small segment is small.
 
 libhdf5 and PyTables are not safe to use from several threads; every call goes under `hdf5_lock`.
+A fork waits for it, so that the child finds them in order and the lock free. But the files that
+are being written are open in the child as well, and HDF5 would write into them when it closes what
+is open at the end: there they are made to lead nowhere.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import re
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,22 +39,32 @@ from raggedstore.layout import (
     FORMAT_ATTRIBUTE,
     FORMAT_VERSION,
     SCHEMA_ATTRIBUTE,
+    TABLE_ATTRIBUTE,
     Column,
     columns_of,
 )
 from raggedstore.schema import Field, Schema
+from raggedstore.segment.appended import append_table
 from raggedstore.segment.blocks import BlockTable, ChunkBlocks, block_checksum, blocks_of
 from raggedstore.segment.codec import Compression, encode_frame, side_column_compression
 from raggedstore.segment.empty import empty_file
 from raggedstore.segment.profiles import ENOUGH, choose, profile
-from raggedstore.segment.table import ENTRY, DatasetTable, SegmentTable, checksum
+from raggedstore.segment.table import (
+    ENTRY,
+    EXPANSION,
+    DatasetTable,
+    SegmentTable,
+    checksum,
+    raw_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SegmentWriter", "hdf5_lock"]
+__all__ = ["SegmentWriter", "check_closed", "hdf5_errors", "hdf5_lock", "quiet_names"]
 
 hdf5_lock = threading.RLock()
+_live: weakref.WeakSet[SegmentWriter] = weakref.WeakSet()
 
 _FLUSH_SAMPLES = 4096
 
@@ -160,7 +174,7 @@ class _ColumnWriter:
 
     def _put(self, encoded: _Encoded) -> None:
         number, frame = len(self._put_chunks), encoded.frame
-        with hdf5_lock, _storage_errors(self._owner.path):
+        with hdf5_lock, hdf5_errors(self._owner.path):
             if self._leaf is None:
                 self._leaf = self._create()
             # Never past the true length: shrinking would make HDF5 encode the last chunk anew.
@@ -178,7 +192,7 @@ class _ColumnWriter:
             complevel=max(compression.level, 1), complib=f"blosc2:{compression.codec}",
             shuffle="shuffle" in compression.filters,
         )  # fmt: skip
-        with _quiet_names():
+        with quiet_names():
             return self._owner.file.create_earray(
                 f"/{self._group}",
                 column.name,
@@ -204,7 +218,7 @@ class _ColumnWriter:
             self._emit()
         while self._pending:
             self._put(self._pending.popleft().result())
-        with hdf5_lock, _storage_errors(self._owner.path):
+        with hdf5_lock, hdf5_errors(self._owner.path):
             if self._leaf is None:
                 self._chunk_rows = 1
                 self._leaf = self._create()
@@ -295,6 +309,8 @@ class SegmentWriter:
         Threads that encode.
     in_flight
         Chunks of one column that may wait for encoding.
+    alone
+        Put the chunk table behind the file's end, for a file without an .idx beside it.
     """
 
     def __init__(
@@ -305,13 +321,15 @@ class SegmentWriter:
         pool: ThreadPoolExecutor,
         *,
         in_flight: int = 4,
+        alone: bool = False,
     ) -> None:
         self.path = path
+        self._alone = alone
         self.schema = schema
         self.pool = pool
         self.in_flight = in_flight
         self.samples = 0
-        with hdf5_lock, _storage_errors(path):
+        with hdf5_lock, hdf5_errors(path):
             file = open(path, "xb")  # noqa: SIM115  # where one is there already, it is not ours
             try:
                 with file:
@@ -332,7 +350,8 @@ class SegmentWriter:
 
         # Without PyTables' own attributes the file is smaller, and loses nothing.
         self.file: Any = tables.open_file(str(self.path), "a", pytables_sys_attrs=False)
-        with _quiet_names():
+        _live.add(self)
+        with quiet_names():
             for name, field in self.schema.items():
                 group = self.file.create_group("/", name)
                 if field.kind != "array":
@@ -340,6 +359,8 @@ class SegmentWriter:
         attributes = self.file.root._v_attrs
         attributes[FORMAT_ATTRIBUTE] = np.int64(FORMAT_VERSION)
         attributes[SCHEMA_ATTRIBUTE] = np.bytes_(self.schema.dumps().encode())
+        if self._alone:
+            attributes[TABLE_ATTRIBUTE] = np.int64(1)
 
     @property
     def stored(self) -> int:
@@ -369,16 +390,29 @@ class SegmentWriter:
         """Finish the file and give its chunk table; making sure of the disk is the caller's."""
         for field in self.fields.values():
             field.finish()
-        with hdf5_lock, _storage_errors(self.path):
+        with hdf5_lock, hdf5_errors(self.path):
             self.file.flush()
             datasets = {
                 name: {column.column.name: column.table() for column in field.columns}
                 for name, field in self.fields.items()
             }
             self.file.close()
-            _check_closed()
+            check_closed()
+            described = [table for columns in datasets.values() for table in columns.values()]
+            least = -(-raw_bytes(described) // EXPANSION)
+            if least > os.path.getsize(self.path):  # zeros without end: what reads shall not
+                os.truncate(self.path, least)  # take it for a bomb
             size = os.path.getsize(self.path)
-        return SegmentTable(self.schema, self.samples, size, datasets)
+            table = SegmentTable(self.schema, self.samples, size, datasets)
+            if self._alone:
+                append_table(self.path, table)
+        return table
+
+    def let_go(self) -> None:
+        """In a forked child: have all that HDF5 still does to the file come to nothing."""
+        if self.file.isopen:
+            with open(os.devnull, "r+b") as nothing:
+                os.dup2(nothing.fileno(), self.file.fileno(), inheritable=False)
 
     def abort(self) -> None:
         """Close and remove the file; what could not be closed is removed all the same."""
@@ -388,7 +422,18 @@ class SegmentWriter:
             self.path.unlink()
 
 
-def _check_closed() -> None:
+def _after_fork() -> None:
+    hdf5_lock.release()
+    for writer in list(_live):
+        writer.let_go()
+
+
+os.register_at_fork(
+    before=hdf5_lock.acquire, after_in_parent=hdf5_lock.release, after_in_child=_after_fork
+)
+
+
+def check_closed() -> None:
     """HDF5ExtError where HDF5 could not write all that it still held of the file just closed.
 
     PyTables does not look at what HDF5 says of closing a file. But HDF5 remembers until its next
@@ -413,7 +458,7 @@ def _byteorder(dtype: np.dtype[Any]) -> str | None:
 
 
 @contextmanager
-def _quiet_names() -> Iterator[None]:
+def quiet_names() -> Iterator[None]:
     """PyTables warns of group names that are Python keywords; fields may be called so."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -421,7 +466,7 @@ def _quiet_names() -> Iterator[None]:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def hdf5_errors(path: Path) -> Iterator[None]:
     """Turn PyTables' and the system's errors into one that names the file."""
     import tables
 

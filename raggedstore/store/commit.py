@@ -26,21 +26,31 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import xxhash
 
-from raggedstore.errors import ConflictError
+from raggedstore.errors import ConflictError, StorageError, UsageError
 from raggedstore.segment.file import FileBytes, OpenFiles
+from raggedstore.segment.table import MAX_BYTES as MAX_INDEX_BYTES
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.lists import SegmentEntry, versions_folder
 from raggedstore.store.manifest import Manifest, newest, path_of
 
-__all__ = ["commit", "digest_of", "seal_segment", "segments_folder", "temporary_segment", "utc_now"]
+__all__ = [
+    "check_present",
+    "commit",
+    "digest_of",
+    "remove_segments",
+    "seal_segment",
+    "segments_folder",
+    "temporary_segment",
+    "utc_now",
+]
 
 
 def utc_now() -> str:
@@ -73,6 +83,8 @@ def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
     name = uuid.uuid4().hex
     folder = segments_folder(root)
     index = table.dumps()
+    if len(index) > MAX_INDEX_BYTES:
+        raise UsageError(f"{writer.path}: too many chunks for one segment: lower segment_bytes")
     temporary_index = folder / f"{files.TEMPORARY}{name}.idx"
     try:
         files.write_file(temporary_index, index)
@@ -144,6 +156,19 @@ def _write_lists(root: Path, made: dict[str, bytes], *, have: set[str]) -> None:
         files.put(versions_folder(root) / name, made[name])
     if new:
         files.sync_folder(versions_folder(root))
+
+
+def check_present(root: Path, entries: Iterable[SegmentEntry]) -> None:
+    """StorageError where the files of segments that another process wrote are not here."""
+    for entry in entries:
+        for name, size in ((entry.file, entry.bytes), (entry.index, entry.index_bytes)):
+            path = segments_folder(root) / name
+            found = path.lstat().st_size if path.is_file() else 0
+            if found != size:
+                raise StorageError(
+                    f"{path}: {found} bytes here, of {size} that were written where it was "
+                    f"sealed: all processes must see one folder under this path"
+                )
 
 
 def remove_segments(root: Path, entries: list[SegmentEntry]) -> None:

@@ -7,6 +7,8 @@ the bytes and forgotten that it did, so the file is given up.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -17,9 +19,11 @@ from raggedstore.errors import ConflictError, RaggedStoreError, StorageError
 from raggedstore.segment.file import Descriptor
 
 __all__ = [
+    "NO_LINKS",
     "TEMPORARY",
     "lock_exclusive",
     "lock_shared",
+    "place",
     "publish",
     "put",
     "rename",
@@ -88,11 +92,7 @@ def publish(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
     try:
         write_file(temporary, data)
-        with storage_errors(path, "be linked into place"):
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                raise ConflictError(f"{path} exists already") from None
+        place(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -105,6 +105,55 @@ def publish(path: Path, data: bytes) -> None:
             f"{path} is in place, but whether it outlasts a loss of power is not known: "
             f"{error.strerror}",
         ) from error
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Give a finished file its final name too, unless that is taken.
+
+    Where the filesystem has no hard links (FAT, some network and FUSE ones), it is renamed by a
+    call that fails where the new name is taken: Linux's renameat2. A plain rename would replace
+    what another process has put there since it was looked for, so without either nothing is done.
+
+    Raises
+    ------
+    ConflictError
+        The name is taken.
+    StorageError
+        The disk refused, or can do neither.
+    """
+    with storage_errors(path, "be linked into place"):
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # Over NFS, a call whose answer was lost is sent again, and finds its own link.
+            if os.lstat(temporary).st_nlink < 2:
+                raise ConflictError(f"{path} exists already") from None
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if not _rename_new(temporary, path):
+                raise StorageError(
+                    error.errno,
+                    f"{path}: could not be put in place: the filesystem has neither hard links "
+                    f"nor another way not to replace a file; write to another one",
+                ) from error
+
+
+#: What `os.link` fails with where there are no hard links, or one file has too many.
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_AT_CWD, _NOREPLACE = -100, 1  # of Linux's fcntl.h and fs.h
+
+
+def _rename_new(source: Path, target: Path) -> bool:
+    """Rename unless `target` is there (ConflictError); False where the system can't."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(_AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(target), _NOREPLACE) == 0:
+        return True
+    if ctypes.get_errno() == errno.EEXIST:
+        raise ConflictError(f"{target} exists already")
+    return False
 
 
 def put(path: Path, data: bytes) -> None:

@@ -18,14 +18,18 @@ import errno
 import json
 import os
 import re
+import reprlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from raggedstore.errors import CorruptionError, FormatError, StorageError
+from raggedstore import strictjson
+from raggedstore.errors import CorruptionError, FormatError, StorageError, UsageError
+from raggedstore.segment.file import Descriptor
 from raggedstore.segment.table import checksum
 
 __all__ = [
@@ -43,7 +47,7 @@ __all__ = [
 ]
 
 DIRECT = 256  #: segments that a manifest names itself at most, and that a list holds
-MAX_BYTES = 2**28  #: of a manifest or a list
+MAX_BYTES = 2**24  #: of a manifest or a list: parsed, it takes some twenty times as much memory
 _SEGMENT = re.compile(r"[0-9a-f]{32}\.h5")
 _LIST = re.compile(r"[0-9a-f]{32}\.list")
 
@@ -64,6 +68,11 @@ class SegmentEntry:
     def index(self) -> str:
         """Name of the chunk table's file."""
         return self.file[:-3] + ".idx"
+
+    @property
+    def summary(self) -> str:
+        """Name of the file that its statistics may be kept in."""
+        return self.file[:-3] + ".stats"
 
     def to_json(self) -> list[Any]:
         """The entry as a short JSON list."""
@@ -115,25 +124,20 @@ class ListEntry:
 
 def parse_segments(value: Any) -> tuple[SegmentEntry, ...]:
     """The entries that `SegmentEntry.to_json` made; FormatError for anything else."""
-    return tuple(
-        SegmentEntry(*row)
-        for row in _rows(value, [str, int, int, int, int, str, str], _SEGMENT, "segment")
-    )
+    rows = _rows(value, [str, int, int, int, int, str, str], _SEGMENT, "segment")
+    return tuple(SegmentEntry(*row) for row in rows)
 
 
 def parse_lists(value: Any) -> tuple[ListEntry, ...]:
     """The entries that `ListEntry.to_json` made; FormatError for anything else."""
     rows = _rows(value, [str, int, int, int, int, int], _LIST, "list")
-    if len({row[0] for row in rows}) < len(rows):
-        # No segment is ever named twice; a small file must not become many segments either.
-        raise FormatError("a segment list is named twice")
     return tuple(ListEntry(*row) for row in rows)
 
 
 def _rows(value: Any, types: list[type], name: re.Pattern[str], what: str) -> list[list[Any]]:
     """`value` if it is a list of rows of `types`, a file's name first, no number negative."""
     if not isinstance(value, list):
-        raise FormatError(f"not a list of {what} entries: {value!r}")
+        raise FormatError(f"not a list of {what} entries: {reprlib.repr(value)}")
     numbers = types.count(int)
     for row in value:
         if (
@@ -142,14 +146,29 @@ def _rows(value: Any, types: list[type], name: re.Pattern[str], what: str) -> li
             or not name.fullmatch(row[0])
             or min(row[1 : 1 + numbers]) < 0
         ):
-            raise FormatError(f"not a {what} entry: {row!r}")
+            raise FormatError(f"not a {what} entry: {reprlib.repr(row)}")
+    if len({row[0] for row in value}) < len(value):
+        # None ever is; and a small file must not become many segments.
+        raise FormatError(f"a {what} is named twice")
     return value
 
 
 def seal(kind: str, value: Any) -> bytes:
-    """The bytes of a file that holds `value` and a checksum of it."""
+    """The bytes of a file that holds `value` and a checksum of it.
+
+    Raises
+    ------
+    UsageError
+        It would be larger than any that is read.
+    """
     body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-    return b'{"checksum":"%016x","%s":%s}\n' % (checksum(body), kind.encode(), body)
+    data = b'{"checksum":"%016x","%s":%s}\n' % (checksum(body), kind.encode(), body)
+    if len(data) > MAX_BYTES:
+        raise UsageError(
+            f"a {kind} of {len(data)} bytes, of {MAX_BYTES} at most: keep less metadata, or "
+            f"compact the store"
+        )
+    return data
 
 
 def unseal(kind: str, data: bytes) -> Any:
@@ -169,9 +188,9 @@ def unseal(kind: str, data: bytes) -> Any:
     if int(head[1], 16) != checksum(body):
         raise CorruptionError(f"the {kind}'s checksum does not hold")
     try:
-        return json.loads(bytes(body))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the {kind} makes no sense: {error!r}") from None
+        return strictjson.loads(bytes(body))
+    except ValueError as error:
+        raise FormatError(f"the {kind} makes no sense: {error}") from None
 
 
 def dump_list(entries: Sequence[SegmentEntry]) -> tuple[ListEntry, bytes]:
@@ -185,34 +204,34 @@ def versions_folder(root: Path) -> Path:
     return root / "versions"
 
 
-def read_file(path: Path) -> bytes:
-    """All of a manifest or a list.
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """All of a manifest, a list or a chunk table, of `MAX_BYTES` or `most` bytes.
 
     Raises
     ------
     FileNotFoundError
         There is none.
     CorruptionError, FormatError
-        It is a symbolic link, or larger than any that was ever written.
+        It is a symbolic link or no regular file, or larger than any that was ever written.
     StorageError
         It could not be read.
     """
+    most = MAX_BYTES if most is None else most
     try:
-        with open(path, "rb", opener=_no_links) as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+        with (
+            closing(Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)) as file,
+            open(file.number, "rb", closefd=False) as stream,
+        ):
+            data = stream.read(most + 1)
+    except (FileNotFoundError, CorruptionError):
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CorruptionError(f"{path}: a symbolic link, which a store never holds") from None
         raise StorageError(f"{path}: could not be read: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
+    if len(data) > most:
         raise FormatError(f"{path}: too large for a {path.suffix[1:]}")
     return data
-
-
-def _no_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def read_list(root: Path, entry: ListEntry) -> tuple[SegmentEntry, ...]:

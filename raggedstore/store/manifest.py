@@ -32,6 +32,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from raggedstore import strictjson
 from raggedstore.errors import (
     ConflictError,
     CorruptionError,
@@ -39,6 +40,7 @@ from raggedstore.errors import (
     NotAStoreError,
     RaggedStoreError,
     StorageError,
+    UsageError,
     VersionError,
 )
 from raggedstore.schema import Schema
@@ -69,6 +71,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+MAX_VERSION = 2**63 - 1
+MAX_SAMPLES = 2**48
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,10 @@ class Manifest:
         }
 
     def dumps(self) -> bytes:
-        """The bytes of the manifest's file."""
+        """The bytes of the manifest's file; UsageError for metadata that is no JSON."""
+        strictjson.check(self.metadata, "metadata")
+        if self.version > MAX_VERSION:
+            raise UsageError(f"version {self.version}: there are no more versions than 2**63")
         return seal(
             "manifest",
             {
@@ -194,9 +201,13 @@ class Manifest:
         try:
             if value["format"] != FORMAT_VERSION:
                 raise FormatError(
-                    f"format version {value['format']!r}; this raggedstore reads {FORMAT_VERSION}"
+                    f"format version {value['format']!s:.20}; this raggedstore reads "
+                    f"{FORMAT_VERSION}"
                 )
             schema = Schema.from_json(value["schema"])
+            parent, metadata = value["parent"], value["metadata"]
+            if not (parent is None or type(parent) is int) or not isinstance(metadata, dict):
+                raise FormatError("its parent is no version, or its metadata no object")
             manifest = cls(
                 root=root,
                 version=int(value["version"]),
@@ -204,18 +215,18 @@ class Manifest:
                 compressions={n: _compression(value["compression"][n]) for n in schema},
                 lists=parse_lists(value.get("lists", [])),
                 recent=parse_segments(value["segments"]),
-                parent=value["parent"],
+                parent=parent,
                 time=str(value["time"]),
                 operation=str(value["operation"]),
-                metadata=dict(value["metadata"]),
+                metadata=metadata,
             )
-            if manifest.samples >= 2**63:
-                raise FormatError(f"{manifest.samples} samples")
+            if manifest.samples > MAX_SAMPLES or not 0 <= manifest.version <= MAX_VERSION:
+                raise FormatError(f"{manifest.samples} samples in version {manifest.version}")
             return manifest
         except RaggedStoreError as error:
             raise FormatError(f"the manifest makes no sense: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise FormatError(f"the manifest makes no sense: {error!r}") from None
+            raise FormatError(f"the manifest makes no sense: {error!r:.200}") from None
 
 
 def _compression(value: Any) -> Compression | str:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -119,7 +120,7 @@ class RepairReport:
     @property
     def kept(self) -> int:
         """Samples that the new version holds."""
-        return len(self.positions())
+        return self.samples - sum(stop - start for start, stop in self._gaps())
 
     @property
     def first_lost(self) -> int | None:
@@ -128,11 +129,19 @@ class RepairReport:
 
     def positions(self) -> npt.NDArray[np.int64]:
         """(kept,) where each sample of the new version stood in the one that was repaired."""
-        kept = np.ones(self.samples, bool)
-        for loss in self.lost:
-            for start, stop in loss.runs:
-                kept[start:stop] = False
-        return np.flatnonzero(kept)
+        edges = [0, *itertools.chain(*self._gaps()), self.samples]
+        runs = [np.arange(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        return np.concatenate(runs).astype(np.int64)
+
+    def _gaps(self) -> list[tuple[int, int]]:
+        """The runs of positions that are lost, in order and apart."""
+        gaps: list[tuple[int, int]] = []
+        for start, stop in sorted(run for loss in self.lost for run in loss.runs):
+            if gaps and start <= gaps[-1][1]:
+                gaps[-1] = gaps[-1][0], max(stop, gaps[-1][1])
+            else:
+                gaps.append((start, stop))
+        return gaps
 
     def __str__(self) -> str:
         if self.ok:
@@ -271,9 +280,8 @@ def _examine(snapshot: Snapshot, *, progress: bool) -> list[_Part]:
 
 def _lost(entry: SegmentEntry | LostList, name: str, first: int, message: str) -> _Part:
     """A segment or list of which nothing is left."""
-    return _Part(
-        entry, "lost", (Loss(name, None, _runs(np.ones(entry.samples, bool), first), message),)
-    )
+    runs = ((first, first + entry.samples),) if entry.samples else ()
+    return _Part(entry, "lost", (Loss(name, None, runs, message),))
 
 
 def _runs(lost: Bools, first: int) -> tuple[tuple[int, int], ...]:
@@ -288,10 +296,12 @@ def _examine_segment(snapshot: Snapshot, entry: SegmentEntry, first: int) -> _Pa
     path = segments_folder(root) / entry.file
     if path.is_symlink():
         return _lost(entry, name, first, "a symbolic link, which a store never holds")
+    if path.exists() and not path.is_file():
+        return _lost(entry, name, first, "not a regular file")
     try:
         data = FileBytes(path, snapshot.context.files)
-    except StorageError:
-        if path.exists():
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
             raise
         return _lost(entry, name, first, "its file is missing")
     try:
@@ -308,6 +318,8 @@ def _examine_segment(snapshot: Snapshot, entry: SegmentEntry, first: int) -> _Pa
         except RaggedStoreError as error:
             return _lost(entry, name, first, f"its chunk table is {index}, and: {error}")
         return _Part(entry, "reindexed")
+    if table.schema != snapshot.schema or table.samples != entry.samples:
+        return _lost(entry, name, first, "not of the schema and length of the store")
     # Chunks that are there are read where they lie, though others may not be.
     reader = SegmentReader(
         name, data, replace(table, file_bytes=min(len(data), entry.bytes)), snapshot.context
@@ -417,12 +429,24 @@ def _reindex(snapshot: Snapshot, entry: SegmentEntry) -> SegmentEntry:
     made = replace(entry, file=f"{name}.h5", index_bytes=len(index), index_digest=digest_of(index))
     try:
         files.put(folder / made.index, index)
-        with files.storage_errors(folder / made.file, "be linked into place"):
-            os.link(folder / entry.file, folder / made.file)
+        _link_or_copy(folder / entry.file, folder / made.file)
     except BaseException:
         remove_segments(snapshot.root, [made])
         raise
     return made
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Another name for a segment's file; a copy where the filesystem has no hard links."""
+    with files.storage_errors(target, "be linked into place"):
+        try:
+            os.link(source, target)
+            return
+        except OSError as error:
+            if error.errno not in files.NO_LINKS:
+                raise
+        shutil.copyfile(source, target)
+        files.sync_file(target)
 
 
 def _replaced(

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +35,17 @@ from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import Descriptor, FileBytes
 from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.rebuild import rebuild_table
+from raggedstore.segment.table import MAX_BYTES as MAX_INDEX_BYTES
 from raggedstore.segment.table import SegmentTable
 from raggedstore.store import files
 from raggedstore.store.commit import digest_of, segments_folder
-from raggedstore.store.lists import ListEntry, SegmentEntry, read_list
+from raggedstore.store.lists import ListEntry, SegmentEntry, read_file, read_list, versions_folder
 from raggedstore.store.manifest import Manifest, load, newest_version, path_of
 
-__all__ = ["LostList", "Parts", "Snapshot", "newest_snapshot"]
+__all__ = ["LostList", "Parts", "Snapshot", "check_folders", "newest_snapshot"]
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,22 @@ class Parts:
     readers: list[SegmentReader | None]  #: those opened so far
 
 
+def _or_removed(
+    read: Callable[Concatenate[Snapshot, P], Result],
+) -> Callable[Concatenate[Snapshot, P], Result]:
+    """`read`, but where files are gone since their version was removed, the error says so."""
+
+    @wraps(read)
+    def reading(snapshot: Snapshot, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        try:
+            return read(snapshot, *args, **kwargs)
+        except StorageError as error:
+            _check_not_removed(snapshot.root, snapshot.manifest.version, error)
+            raise
+
+    return reading
+
+
 class Snapshot(Samples):
     """The samples of one version of the store in the folder `root`.
 
@@ -79,6 +100,7 @@ class Snapshot(Samples):
     ) -> None:
         self.root = root
         self.context = context
+        check_folders(root)
         self._pin = _pin(root, version)
         try:
             self.manifest: Manifest = manifest or load(root, version)
@@ -135,9 +157,13 @@ class Snapshot(Samples):
                 _check_not_removed(self.root, self.manifest.version, error)
                 entries.append(LostList(entry, error))
         entries += self.manifest.recent
+        segments = [entry.file for entry in entries if isinstance(entry, SegmentEntry)]
+        if len({*segments}) < len(segments):
+            raise FormatError(f"{self.root}: version {self.manifest.version} has a segment twice")
         starts = offsets_of([entry.samples for entry in entries])
         return Parts(entries, starts, [None] * len(entries))
 
+    @_or_removed
     def read(self, name: str, positions: Positions) -> RaggedBatch | npt.NDArray[Any]:
         """The field `name` of the samples at `positions`."""
         field = self.manifest.schema[name]
@@ -148,6 +174,7 @@ class Snapshot(Samples):
 
         return read_parts(field, self.parts.starts, positions, part)
 
+    @_or_removed
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
         parts = self.parts
@@ -156,6 +183,7 @@ class Snapshot(Samples):
         number = int(np.searchsorted(parts.starts, position, "right")) - 1
         return self.reader(number).one(name, position - int(parts.starts[number]))
 
+    @_or_removed
     def read_windows(
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
@@ -168,6 +196,7 @@ class Snapshot(Samples):
             lambda number, *where: self.reader(number).windows(name, *where),
         )
 
+    @_or_removed
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         """(k, d) shapes of the field `name` at `positions`."""
         field = self.manifest.schema[name]
@@ -198,18 +227,22 @@ def open_segment(
 ) -> SegmentReader:
     """Open a segment that a manifest names; CorruptionError where it is not the one named."""
     path = segments_folder(root) / entry.file
-    if path.is_symlink():
+    with files.storage_errors(path, "be looked at"):
+        is_link = path.is_symlink()
+    if is_link:
         raise CorruptionError(f"segment {entry.file}: a symbolic link, which a store never holds")
     try:
-        data = FileBytes(path, context.files, in_memory=context.in_memory)
+        data = FileBytes(path, context.files)
     except StorageError as error:
-        if not path.exists():
+        if isinstance(error.__cause__, FileNotFoundError):
             _check_not_removed(root, manifest.version, error)
         raise
     if len(data) != entry.bytes:
         raise CorruptionError(
             f"segment {entry.file}: {len(data)} bytes where {entry.bytes} were written"
         )
+    if context.in_memory:
+        data = FileBytes(path, context.files, in_memory=True)
     table = read_index(root, entry)
     if table is None:
         # A table made by parsing has no checksums; the file's digest vouches for all of it at once.
@@ -233,19 +266,37 @@ def read_index(root: Path, entry: SegmentEntry) -> SegmentTable | None:
     """
     path = segments_folder(root) / entry.index
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_INDEX_BYTES)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise StorageError(f"{path}: could not be read: {error.strerror}") from error
+    except FormatError as error:
+        raise CorruptionError(str(error)) from None
     if digest_of(data) != entry.index_digest:
         raise CorruptionError(f"segment {entry.file}: its chunk table is damaged")
-    return SegmentTable.loads(data, file_bytes=entry.bytes)
+    try:
+        return SegmentTable.loads(data, file_bytes=entry.bytes)
+    except (CorruptionError, FormatError) as error:
+        raise type(error)(f"segment {entry.file}: {error}") from None
+
+
+def check_folders(root: Path) -> None:
+    """CorruptionError where a store's folders are links, which may lead anywhere.
+
+    Reading would then give, and vacuum remove, files that are no part of the store.
+    """
+    for folder in (versions_folder(root), segments_folder(root)):
+        with files.storage_errors(folder, "be looked at"):
+            is_link = folder.is_symlink()
+        if is_link:
+            raise CorruptionError(f"{folder}: a symbolic link, which a store never holds")
 
 
 def _check_not_removed(root: Path, version: int, error: Exception) -> None:
     """VersionError where the reason for `error` is that nothing of a version is left."""
-    if not path_of(root, version).exists():
+    path = path_of(root, version)
+    with files.storage_errors(path, "be looked for"):
+        is_there = path.exists()
+    if not is_there:
         raise VersionError(
             f"version {version} of {root} was removed by vacuum while it was open"
         ) from error
@@ -254,13 +305,15 @@ def _check_not_removed(root: Path, version: int, error: Exception) -> None:
 def _pin(root: Path, version: int) -> Descriptor:
     """Open a version's manifest and lock it against vacuum; VersionError where it is gone."""
     path = path_of(root, version)
-    try:
-        file = Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        load(root, version)  # says what is wrong
-        raise
-    files.lock_shared(file)
-    if os.fstat(file.fileno()).st_nlink == 0:
+    with files.storage_errors(path, "be opened"):
+        try:
+            file = Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            load(root, version)  # says what is wrong
+            raise
+        files.lock_shared(file)
+        is_gone = os.fstat(file.fileno()).st_nlink == 0
+    if is_gone:
         file.close()
         raise VersionError(f"{root} has no version {version} any more")
     return file

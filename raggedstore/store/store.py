@@ -13,13 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
-from raggedstore.errors import ConflictError, UsageError, VersionError
+from raggedstore.errors import (
+    ConflictError,
+    CorruptionError,
+    FormatError,
+    NotAStoreError,
+    UsageError,
+    VersionError,
+)
 from raggedstore.indexing import Positions
+from raggedstore.moments import Moments
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
 from raggedstore.segment.codec import Compression
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.profiles import PROFILES, check_profile
+from raggedstore.statistics import Axes
 from raggedstore.store import compaction, files, verification
 from raggedstore.store import vacuum as vacuuming
 from raggedstore.store.commit import utc_now
@@ -32,12 +41,13 @@ from raggedstore.store.manifest import (
     path_of,
 )
 from raggedstore.store.repair import RepairReport, repair
-from raggedstore.store.snapshot import Snapshot, newest_snapshot
+from raggedstore.store.snapshot import Snapshot, check_folders, newest_snapshot
+from raggedstore.store.summaries import Summaries
 from raggedstore.store.verification import Report
 from raggedstore.store.writer import Writer
 from raggedstore.units import format_bytes, parse_bytes
 
-__all__ = ["Store", "VersionInfo", "create", "open_store"]
+__all__ = ["Store", "VersionInfo", "create", "history", "open_store"]
 
 DEFAULT_BUDGET = "256MB"
 DEFAULT_SEGMENT = "1GiB"
@@ -53,6 +63,35 @@ class VersionInfo:
     samples: int
     segments: int
     nbytes_stored: int
+    #: Why its manifest cannot be read; nothing else but the version is then known.
+    damage: str = ""
+
+
+def history(root: Path) -> list[VersionInfo]:
+    """What each version of the store in a folder was made by, oldest first."""
+    check_folders(root)
+    lines = []
+    for version in list_versions(root):
+        try:
+            manifest = load(root, version)
+        except VersionError:
+            continue  # vacuumed meanwhile
+        except (CorruptionError, FormatError) as error:
+            lines.append(VersionInfo(version, "", "damaged", 0, 0, 0, str(error)))
+            continue
+        lines.append(
+            VersionInfo(
+                version,
+                manifest.time,
+                manifest.operation,
+                manifest.samples,
+                manifest.segment_count,
+                manifest.stored_bytes,
+            )
+        )
+    if not lines:
+        raise NotAStoreError(f"{root}: no raggedstore store is here")
+    return lines
 
 
 class Store(Samples):
@@ -98,6 +137,7 @@ class Store(Samples):
             "in_memory": in_memory,
             "checksums": checksums,
         }
+        self._summaries = Summaries(self._path, write=mode == "a" and checksums)
         self._snapshot = self._newest_snapshot() if version is None else self._snapshot_of(version)
         if verify:
             self.verify().raise_for_faults()
@@ -181,20 +221,7 @@ class Store(Samples):
 
     def history(self) -> list[VersionInfo]:
         """What each version that the store has was made by, oldest first."""
-        lines = []
-        for version in self.versions():
-            manifest = load(self._path, version)
-            lines.append(
-                VersionInfo(
-                    version,
-                    manifest.time,
-                    manifest.operation,
-                    manifest.samples,
-                    manifest.segment_count,
-                    manifest.stored_bytes,
-                )
-            )
-        return lines
+        return history(self._path)
 
     # Reading
 
@@ -214,6 +241,9 @@ class Store(Samples):
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
         return self._snapshot.read_windows(name, positions, starts, stops)
+
+    def moments(self, name: str, axes: Axes, *, skipna: bool) -> Moments:
+        return self._summaries.moments(self._snapshot, name, axes, skipna=skipna)
 
     def refresh(self) -> int:
         """Move to the newest version, and return its number."""
@@ -276,11 +306,18 @@ class Store(Samples):
         """Remove all but the newest `keep` versions, and files that no version names.
 
         A version that somebody on this machine has open is kept. While a writer is at work
-        anywhere, loose files are left for another time: they may be its own.
+        anywhere, loose files are left for another time: they may be its own. Versions whose
+        manifests are damaged do not count as kept.
 
         Returns
         -------
         The paths removed.
+
+        Raises
+        ------
+        CorruptionError
+            No version can be read, and nothing was removed; or a manifest or segment list that
+            stays cannot, and loose segments were left, since it may name them.
         """
         self._check_writable("vacuum")
         return vacuuming.vacuum(self._path, keep)
@@ -357,10 +394,7 @@ def create(
     manifest = Manifest(
         root, 0, checked, compressions, time=utc_now(), metadata=dict(metadata or {})
     )
-    try:
-        data = manifest.dumps()
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"metadata must be plain JSON: {error}") from None
+    data = manifest.dumps()
     with files.storage_errors(root, "be looked at"):
         _check_vacant(root)
     with files.storage_errors(root, "be made"):

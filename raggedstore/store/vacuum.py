@@ -7,7 +7,11 @@ What must never happen is that a file goes which somebody still needs:
   while the exclusive lock on `writers.lock` says that nobody writes;
 - manifests go before the segment lists and segments that they alone name, so that a vacuum that
   dies half-way leaves loose files and never a version without its segments;
-- a list that cannot be read may name any segment, so with one of those no loose file goes.
+- a manifest or list that cannot be read may name any file, so with one of those no loose segment
+  or list goes;
+- a version whose manifest is damaged is none to fall back on, so only others are counted as kept;
+  and what is newer than the oldest of these stays, damaged or not: its manifest may come back
+  from a backup.
 
 A version that stays while later ones go is marked: `manifest` says what that is good for.
 """
@@ -18,28 +22,37 @@ import os
 from contextlib import closing, suppress
 from pathlib import Path
 
-from raggedstore.errors import UsageError, VersionError
+from raggedstore.errors import CorruptionError, NotAStoreError, UsageError, VersionError
 from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
 from raggedstore.store.commit import segments_folder
 from raggedstore.store.lists import read_list, versions_folder
 from raggedstore.store.manifest import list_versions, load, mark_of, path_of
+from raggedstore.store.snapshot import check_folders
 
 __all__ = ["vacuum"]
 
 # Endings of the files that are loose when no version needs them; a manifest never is.
-_SUFFIXES = {"segments": (".h5", ".idx"), "versions": (".list", ".passed")}
+_SUFFIXES = {"segments": (".h5", ".idx", ".stats"), "versions": (".list", ".passed")}
 
 
 def vacuum(root: Path, keep: int) -> list[Path]:
-    """Keep the newest `keep` versions and those being read; the paths removed."""
+    """Keep the newest `keep` versions that can be read, and those being read; the paths removed.
+
+    Raises
+    ------
+    CorruptionError
+        No version can be read, and nothing was removed; or a manifest or list that stays cannot,
+        and loose segments and lists were left, since it may name them.
+    """
     if keep < 1:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
-    removed = _remove_versions(root, keep)
+    check_folders(root)
+    removed = _remove_versions(root, _outdated(root, keep))
     files.sync_folder(root / "versions")
     lock = root / "writers.lock"
     with files.storage_errors(lock, "be opened"):
-        held = Descriptor(lock, os.O_RDWR | os.O_CREAT)
+        held = Descriptor(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     with closing(held):
         if files.lock_exclusive(held):
             removed += _remove_loose(root)
@@ -47,13 +60,35 @@ def vacuum(root: Path, keep: int) -> list[Path]:
     return removed
 
 
-def _remove_versions(root: Path, keep: int) -> list[Path]:
+def _outdated(root: Path, keep: int) -> list[int]:
+    """The versions before the newest `keep` that can be read."""
+    versions = list_versions(root)
+    if not versions:
+        raise NotAStoreError(f"{root}: no raggedstore store is here")
+    left, damage = keep, None
+    for i in reversed(range(len(versions))):
+        try:
+            load(root, versions[i])
+        except VersionError:
+            continue  # another vacuum was faster
+        except CorruptionError as error:
+            damage = damage or error
+            continue
+        left -= 1
+        if not left:
+            return versions[:i]
+    if damage is not None and left == keep:
+        raise CorruptionError(f"no version can be read, so nothing was removed: {damage}")
+    return []
+
+
+def _remove_versions(root: Path, versions: list[int]) -> list[Path]:
     removed = []
-    for version in list_versions(root)[:-keep]:
+    for version in versions:
         path = path_of(root, version)
         with files.storage_errors(path, "be opened"):
             try:
-                manifest = Descriptor(path)
+                manifest = Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
                 continue  # another vacuum was faster
         with closing(manifest):
@@ -70,16 +105,16 @@ def _mark(root: Path, version: int) -> None:
     """Say that versions after one that stays are removed; see `manifest`."""
     path = mark_of(root, version)
     with files.storage_errors(path, "be made"):
-        Descriptor(path, os.O_RDWR | os.O_CREAT).close()
+        Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW).close()
     files.sync_folder(path.parent)  # even where it was there: who made it may have come no further
 
 
 def _remove_loose(root: Path) -> list[Path]:
     """Remove files that no version names, and temporary ones; nobody is writing now."""
-    named = _named(root)
+    named, damage = _named(root)
     removed = []
     for folder in (segments_folder(root), versions_folder(root)):
-        ours = _SUFFIXES[folder.name]
+        ours = _SUFFIXES[folder.name] if damage is None else ()
         with files.storage_errors(folder, "be listed"):
             paths = sorted(folder.iterdir())
         for path in paths:
@@ -89,23 +124,35 @@ def _remove_loose(root: Path) -> list[Path]:
                     if path.is_file():
                         path.unlink()
                         removed.append(path)
+    if damage is not None:
+        raise CorruptionError(
+            f"{damage}: it may name any segment, so none that is loose was removed; put it back "
+            f"from a backup, or repair the store and then keep only the version that this made"
+        ) from damage
     return removed
 
 
-def _named(root: Path) -> set[str]:
-    """The files that any version of the store needs, its manifest left out."""
+def _named(root: Path) -> tuple[set[str], CorruptionError | None]:
+    """The files that any version of the store needs, its manifest left out; what was not read."""
     named: set[str] = set()
+    damage: CorruptionError | None = None
     for version in list_versions(root):
+        named.add(mark_of(root, version).name)
         try:
             manifest = load(root, version)
         except VersionError:
             continue  # another vacuum was faster
-        named.add(mark_of(root, version).name)
+        except CorruptionError as error:
+            damage = damage or error
+            continue
         entries = [*manifest.recent]
         for segment_list in manifest.lists:
             if segment_list.file not in named:
                 named.add(segment_list.file)
-                entries += read_list(root, segment_list)
+                try:
+                    entries += read_list(root, segment_list)
+                except CorruptionError as error:
+                    damage = damage or error
         for entry in entries:
-            named |= {entry.file, entry.index}
-    return named
+            named |= {entry.file, entry.index, entry.summary}
+    return named, damage

@@ -7,9 +7,11 @@ Everything appended since the last commit is in temporary segments until `commit
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,23 +21,27 @@ import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
 from raggedstore.casting import as_array, cast
-from raggedstore.errors import SampleError, StorageError, UsageError
+from raggedstore.errors import ConflictError, SampleError, StorageError, UsageError
+from raggedstore.samples import Samples
 from raggedstore.schema import Field
+from raggedstore.segment.codec import Compression
 from raggedstore.segment.file import Descriptor
 from raggedstore.segment.profiles import profile
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.commit import (
+    check_present,
     commit,
     remove_segments,
     seal_segment,
+    segments_folder,
     temporary_segment,
     utc_now,
 )
 from raggedstore.store.lists import SegmentEntry
 from raggedstore.store.manifest import Manifest
 
-__all__ = ["SegmentSink", "Writer", "encoding_pool"]
+__all__ = ["Sealed", "SegmentSink", "Writer", "encoding_pool"]
 
 _SLICE_BYTES = 2**24  # of a bulk batch handed to a segment at once, so that it can roll over
 _CHECK_EVERY = 256  # samples between two looks at a segment's size
@@ -45,6 +51,23 @@ def encoding_pool() -> ThreadPoolExecutor:
     """Threads for encoding: one for each core that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return ThreadPoolExecutor(cores or 1, thread_name_prefix="raggedstore-encode")
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Segments that are on the disk and in no version: `Writer.seal` gives, `Writer.adopt` takes.
+
+    A few hundred bytes that can be pickled, however large the segments are.
+    """
+
+    entries: tuple[SegmentEntry, ...]
+    #: How the fields are compressed; the name of a profile where there was too little data.
+    compressions: dict[str, Compression | str]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in all."""
+        return sum(entry.samples for entry in self.entries)
 
 
 class SegmentSink:
@@ -77,6 +100,7 @@ class SegmentSink:
         self._pool = encoding_pool()
         self._segment: SegmentWriter | None = None
         self._sealed: list[SegmentEntry] = []
+        self.adopted: set[str] = set()  # files of segments that others sealed
         self._unchecked = 0
         self._lock_file = _hold_writer_lock(root)
 
@@ -141,15 +165,30 @@ class SegmentSink:
     def take(self) -> list[SegmentEntry]:
         """Seal what is open and give all sealed segments; they are the caller's to commit."""
         self._seal()
-        sealed, self._sealed = self._sealed, []
+        sealed, self._sealed, self.adopted = self._sealed, [], set()
         return sealed
 
+    def adopt(self, sealed: Sealed) -> None:
+        """Put segments that another sink sealed after those of this one."""
+        self._seal()
+        self._sealed += sealed.entries
+        self.adopted.update(entry.file for entry in sealed.entries)
+        self.compressions = {
+            name: sealed.compressions[name] if isinstance(choice, str) else choice
+            for name, choice in self.compressions.items()
+        }
+
     def discard(self) -> None:
-        """Remove all that was not taken."""
+        """Remove all that was not taken, but for what others sealed.
+
+        That may be in a version already: to be adopted once more is a mistake, but must not cost
+        it. If it is in none, vacuum removes it.
+        """
         if self._segment is not None:
             self._segment.abort()
             self._segment = None
-        remove_segments(self._root, self._sealed)
+        own = [entry for entry in self._sealed if entry.file not in self.adopted]
+        remove_segments(self._root, own)
         self._sealed = []
 
     def close(self) -> None:
@@ -177,6 +216,8 @@ class Writer:
         self._sink: SegmentSink | None = SegmentSink(root, manifest, budget, segment_bytes)
         self._fields: list[tuple[str, Field]] = list(manifest.schema.items())
         self._broken: BaseException | None = None
+        self._why_closed = "this writer is closed"
+        _live.add(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._sink is None else f"{self.pending} samples to commit"
@@ -194,7 +235,7 @@ class Writer:
                 f"last commit is kept: open another writer"
             )
         if self._sink is None:
-            raise UsageError("this writer is closed")
+            raise UsageError(self._why_closed)
         return self._sink
 
     def append(self, sample: Mapping[str, Any]) -> None:
@@ -226,7 +267,14 @@ class Writer:
             raise
 
     def extend(self, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Append the samples of any iterable, one after another as they come."""
+        """Append the samples of any iterable, one after another as they come.
+
+        Those of a store, a view or `Items` are taken in bulk.
+        """
+        if isinstance(samples, Samples):
+            for block in samples.blocks(np.arange(len(samples))):
+                self.extend_batch(samples.batch(block))
+            return
         append = self.append
         for sample in samples:
             append(sample)
@@ -251,6 +299,48 @@ class Writer:
             raise SampleError(f"fields of one batch must agree in length, got {counts}")
         try:
             sink.extend(parts, count)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def seal(self) -> Sealed:
+        """Finish what was appended, and give it away for another writer to commit.
+
+        The segments are on the disk when this returns, and in no version until a writer of the
+        same store has adopted and committed them. That one must have been open since before this
+        one was closed, or `Store.vacuum` may meanwhile take them for left over, and remove them;
+        so it does with what nobody adopts.
+
+        Returns
+        -------
+        What `adopt` takes, in this or another process, on this or another machine.
+        """
+        sink = self._open_sink()
+        try:
+            entries = sink.take()
+            # Again by who commits, who may be on another machine.
+            files.sync_folder(segments_folder(self._root))
+        except BaseException as error:
+            self._fail(error)
+            raise
+        return Sealed(tuple(entries), dict(sink.compressions))
+
+    def adopt(self, sealed: Sealed) -> None:
+        """Append segments that another writer of this store has sealed, without reading them.
+
+        Raises
+        ------
+        StorageError
+            They are not in this store's folder, or not as they were written.
+        ConflictError
+            They were adopted already.
+        """
+        sink = self._open_sink()
+        check_present(self._root, sealed.entries)
+        if not sink.adopted.isdisjoint(entry.file for entry in sealed.entries):
+            raise ConflictError(f"{self._root}: these segments were adopted already")
+        try:
+            sink.adopt(sealed)
         except BaseException as error:
             self._fail(error)
             raise
@@ -290,10 +380,10 @@ class Writer:
         try:
             if not sink.pending and not metadata:
                 return self._manifest.version
-            entries = sink.take()
+            adopted, entries = sink.adopted, sink.take()
             self._manifest = commit(
                 self._root,
-                lambda newest: newest.appended(
+                lambda newest: _without(newest, adopted).appended(
                     entries,
                     time=utc_now(),
                     operation="append",
@@ -359,6 +449,34 @@ class Writer:
         with suppress(Exception):
             self.abort()
 
+    def after_fork(self) -> None:
+        """Leave what is being written to the parent: a child can neither commit nor remove it."""
+        self._sink = None
+        self._why_closed = "this writer was opened before a fork: open another in this process"
+
+
+_live: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for writer in list(_live):
+        writer.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _without(newest: Manifest, adopted: set[str]) -> Manifest:
+    """`newest`; ConflictError where it has a segment already that was adopted for the next."""
+    # Asked only where something was adopted: it costs the reading of all lists.
+    twice = adopted and adopted.intersection(entry.file for entry in newest.segments)
+    if twice:
+        raise ConflictError(
+            f"{newest.root}: version {newest.version} has {len(twice)} of the adopted segments "
+            f"already: nothing is committed"
+        )
+    return newest
+
 
 def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """A whole batch of a field, checked: flat values and (n, d) shapes."""
@@ -407,6 +525,6 @@ def _hold_writer_lock(root: Path) -> Descriptor:
     """Say, until the file is closed, that somebody writes: vacuum then spares loose files."""
     path = root / "writers.lock"
     with files.storage_errors(path, "be opened"):
-        file = Descriptor(path, os.O_RDWR | os.O_CREAT)
+        file = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     files.lock_shared(file)
     return file

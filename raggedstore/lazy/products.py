@@ -1,0 +1,121 @@
+"""Products of matrices and vectors larger than memory, by blocks.
+
+Dask's own product of blocks is what computes: BLAS on one block of each operand, in as many threads
+as there are, and sums of what comes out. It reads a block anew for each product that needs it, and
+so keeps none. What is done here is to cut the operands so that it goes well: into blocks of whole
+chunks of the file, which a loop over rows would decode again and again, and so small that those
+which all threads hold fit into a budget together.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.system import CPU_COUNT
+
+from raggedstore.errors import UsageError
+from raggedstore.lazy.sources import adapt
+from raggedstore.lazy.windows import Chunks, SourceArray, group_chunks
+from raggedstore.units import parse_bytes
+
+__all__ = ["matmul"]
+
+#: Blocks that a thread has at a time: one in use and one on its way out, and where both operands
+#: are matrices, those of the other one and products that wait to be summed.
+_HELD, _HELD_OF_TWO = 2, 16
+#: Smaller blocks cost more to schedule than to read.
+_LEAST = 2**18
+
+
+def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
+    """The lazy product of two matrices, or of a matrix and a vector, as ``a @ b``.
+
+    Parameters
+    ----------
+    a, b
+        Whatever `adapt` takes, of one or two dimensions: h5py datasets, memory maps, a store's
+        fields, arrays in memory; or lazy arrays. Those that come from `adapt` unchanged are cut
+        anew; of others the chunks are what they are.
+    budget
+        Bytes of blocks that all of this machine's threads together hold while it is computed. A
+        file whose chunks are large takes more: at least one chunk a thread.
+
+    Returns
+    -------
+    Of the dtype that NumPy gives the product: integers wrap around as they do there.
+
+    Raises
+    ------
+    UsageError
+        The shapes do not fit.
+
+    Notes
+    -----
+    Dask's threads and those that BLAS starts for each block get into each other's way. As Dask
+    advises, start Python with ``OPENBLAS_NUM_THREADS=1`` (or ``MKL_NUM_THREADS``).
+
+    Examples
+    --------
+    >>> y = lazy.matmul(file["counts"], weights).compute()
+    """
+    left, right = _adapted(a), _adapted(b)
+    if not {left.ndim, right.ndim} <= {1, 2} or left.shape[-1] != right.shape[0]:
+        raise UsageError(
+            f"no product of arrays of {left.shape} and {right.shape}: matrices and vectors are "
+            f"meant, the last dimension of the one as long as the first of the other"
+        )
+    two = _source(left) is not None and _source(right) is not None and left.ndim + right.ndim == 4
+    threads = dask.config.get("num_workers", None) or CPU_COUNT
+    held = threads * (_HELD_OF_TWO if two else _HELD)
+    block = max(parse_bytes(budget, what="budget") // held, _LEAST)
+    if left.ndim >= right.ndim:
+        left = _cut(left, block, square=two)
+        right = _aligned(right, 0, left.chunks[-1], block)
+    else:
+        right = _cut(right, block, square=two)
+        left = _aligned(left, left.ndim - 1, right.chunks[0], block)
+    with warnings.catch_warnings():
+        # Of two large matrices there are many more products of blocks than blocks.
+        warnings.simplefilter("ignore", da.PerformanceWarning)
+        product = left @ right
+    dtype = np.result_type(left.dtype, right.dtype)
+    # Dask sums what small integers came to as larger ones, whatever dtype it says it is of.
+    return product.map_blocks(np.asarray, dtype, dtype=dtype)
+
+
+def _adapted(x: Any) -> da.Array:
+    return adapt(x if hasattr(x, "dtype") else np.asarray(x))
+
+
+def _source(x: da.Array) -> Any:
+    """What a lazy array is read from, if it is nothing but that."""
+    return x.source if isinstance(x, SourceArray) else None
+
+
+def _cut(x: da.Array, block: int, *, square: bool) -> da.Array:
+    """A lazy array in blocks of whole chunks, of about `block` bytes."""
+    source = _source(x)
+    if source is None:
+        return x
+    if square and source.unit is None:
+        cut: Chunks = da.core.normalize_chunks("auto", x.shape, limit=block, dtype=x.dtype)
+    else:
+        cut = group_chunks(x.shape, x.dtype, source.unit, block)
+    return SourceArray.over(source, cut)
+
+
+def _aligned(x: da.Array, axis: int, sizes: tuple[int, ...], block: int) -> da.Array:
+    """A lazy array cut along `axis` as the other operand is, and into `block` bytes besides."""
+    source = _source(x)
+    if source is None:
+        return x.rechunk({axis: sizes})
+    wanted = ["auto"] * x.ndim
+    wanted[axis] = sizes  # type: ignore[call-overload]
+    cut = da.core.normalize_chunks(
+        tuple(wanted), x.shape, limit=block, dtype=x.dtype, previous_chunks=source.unit
+    )
+    return SourceArray.over(source, cut)

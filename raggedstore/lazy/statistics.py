@@ -1,0 +1,363 @@
+"""Statistics of arrays of any size, as lazy arrays: `compute` reads the data once for many of them.
+
+Dask's reductions do the work, told to sum in float64 whatever the data is: a uint8 sum does not
+overflow, and a float32 mean of a million keeps its digits (Dask merges moments as `Moments` does).
+What Dask lacks is built on them: sums of integers that are exact or an error, counts and histograms
+that heed masks, quantiles with a proven error (`Sketch`).
+
+Masked values are left out everywhere. NaN makes a result NaN, as in NumPy; with `skipna` it is
+taken for a masked value, and a result of no values is NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import UsageError
+from raggedstore.lazy.sources import adapt
+from raggedstore.moments import check_real
+from raggedstore.sketch import Sketch, capacity_for
+
+__all__ = [
+    "compute",
+    "count",
+    "histogram",
+    "max",
+    "mean",
+    "min",
+    "quantiles",
+    "std",
+    "sum",
+    "var",
+]
+
+Axis = int | tuple[int, ...] | None
+
+_MANY = 2**48  # values, more than any array has
+
+
+def compute(arrays: Iterable[Any]) -> list[Any]:
+    """The values of several lazy arrays, for which what they have in common is read once.
+
+    They have it in common where they were made of one lazy array: `adapt` first, and once.
+
+    Examples
+    --------
+    >>> mean, std = lazy.compute([lazy.mean(x, axis=0), lazy.std(x, axis=0)])
+    """
+    return list(dask.compute(*arrays))
+
+
+def mean(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
+    """The mean, float64 (complex128 of complex numbers).
+
+    Parameters
+    ----------
+    x
+        A lazy array, or anything that `adapt` takes.
+    axis
+        One axis or several; by default all.
+    keepdims
+        Keep those axes, with a length of 1.
+    skipna
+        Leave NaN out.
+    """
+    x, axes = _checked(x, axis, skipna, "mean")
+    result = da.mean(x, axis=axes, keepdims=keepdims, dtype=_wide(x.dtype))
+    return _filled(result, np.nan, skipna)
+
+
+def var(
+    x: Any, axis: Axis = None, *, ddof: int = 0, keepdims: bool = False, skipna: bool = False
+) -> da.Array:
+    """The variance, float64: of the population, or of a sample with ``ddof=1``; see `mean`."""
+    x, axes = _checked(x, axis, skipna, "var")
+    if x.dtype.kind == "c":
+        result = da.var(x.astype(_wide(x.dtype)), axis=axes, ddof=ddof, keepdims=keepdims)
+    else:
+        result = da.var(x, axis=axes, ddof=ddof, keepdims=keepdims, dtype=_wide(x.dtype))
+    return _filled(result, np.nan, skipna)
+
+
+def std(
+    x: Any, axis: Axis = None, *, ddof: int = 0, keepdims: bool = False, skipna: bool = False
+) -> da.Array:
+    """The standard deviation, float64: the root of `var`."""
+    return da.sqrt(var(x, axis, ddof=ddof, keepdims=keepdims, skipna=skipna))
+
+
+def min(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
+    """The least value, of the data's dtype; see `mean`."""
+    x, axes = _checked(x, axis, skipna, "min", real=True)
+    return _filled(da.min(x, axis=axes, keepdims=keepdims), np.nan, skipna)
+
+
+def max(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
+    """The greatest value, of the data's dtype; see `mean`."""
+    x, axes = _checked(x, axis, skipna, "max", real=True)
+    return _filled(da.max(x, axis=axes, keepdims=keepdims), np.nan, skipna)
+
+
+def sum(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
+    """The sum: int64 or uint64 of integers, exactly; float64 or complex128 else; see `mean`.
+
+    Raises
+    ------
+    UsageError
+        When it is computed: a sum of integers does not fit into 64 bits.
+    """
+    x, axes = _checked(x, axis, skipna, "sum")
+    if x.dtype.kind not in "biu":
+        result = da.sum(x, axis=axes, keepdims=keepdims, dtype=_wide(x.dtype))
+        return _filled(result, 0, skipna)
+    wide = np.dtype("u8" if x.dtype.kind == "u" else "i8")
+    exact = da.sum(x, axis=axes, keepdims=keepdims, dtype=wide)
+    largest = 1 if x.dtype.kind == "b" else 2 ** (8 * x.dtype.itemsize)
+    if x.size * largest < 2**63:
+        return exact
+    # An overflow is off by a multiple of 2**64, which a sum in float64 is nowhere near.
+    about = da.sum(x, axis=axes, keepdims=keepdims, dtype=np.float64)
+    return da.map_blocks(_fitting, exact, about, dtype=wide, meta=exact._meta)
+
+
+def _fitting(exact: Any, about: Any) -> Any:
+    if np.any(np.abs(np.asarray(exact, np.float64) - about) > 2.0**63):
+        raise UsageError(
+            f"a sum of integers of about {np.abs(about).max():.3g} does not fit into 64 bits: "
+            f"sum them as floats, x.astype('float64')"
+        )
+    return exact
+
+
+def count(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
+    """How many values there are that are not masked, nor NaN with `skipna`: int64; see `mean`."""
+    x, axes = _checked(x, axis, skipna, "count")
+    present = x.map_blocks(_present, dtype=bool, meta=np.empty((0,) * x.ndim, bool))
+    return da.sum(present, axis=axes, keepdims=keepdims, dtype=np.int64)
+
+
+def _present(block: Any) -> npt.NDArray[np.bool_]:
+    return ~np.ma.getmaskarray(block)
+
+
+def histogram(x: Any, edges: npt.ArrayLike, axis: Axis = None) -> da.Array:
+    """How many values lie between given edges, as `numpy.histogram` counts them.
+
+    Parameters
+    ----------
+    x, axis
+        As `mean` has it.
+    edges
+        (n + 1,) ascending. An edge belongs to the bin above it, the last one to the last bin.
+        Values outside, masked ones and NaN are not counted.
+
+    Returns
+    -------
+    (..., n) int64 lazy array, of the axes that are left and the bins.
+    """
+    x, axes = _checked(x, axis, False, "histogram", real=True)
+    bounds = np.asarray(edges)
+    check_real(bounds.dtype, "edges")
+    if bounds.ndim != 1 or len(bounds) < 2 or not (np.diff(bounds) >= 0).all():
+        raise UsageError(f"edges are two numbers or more, ascending; got {edges!r}")
+    reduced = _tree(x, axes, functools.partial(_counts, edges=bounds), np.add)
+    return reduced.map_blocks(
+        _shown_counts,
+        dtype=np.int64,
+        new_axis=reduced.ndim,
+        chunks=(*reduced.chunks, (len(bounds) - 1,)),
+        meta=np.empty((0,) * (reduced.ndim + 1), np.int64),
+    )
+
+
+def _counts(values: Any, edges: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """(groups, bins) of (groups, n) values."""
+    if len(values) == 1:
+        plain = np.ma.compressed(values) if np.ma.isMaskedArray(values) else values
+        return np.histogram(plain, edges)[0].astype(np.int64)[None]
+    bins = len(edges) - 1
+    data = np.ma.getdata(values)
+    place = np.searchsorted(edges, data, "right") - 1
+    place[data == edges[-1]] = bins - 1
+    inside = (place >= 0) & (place < bins) & ~np.ma.getmaskarray(values)
+    place += np.arange(len(data))[:, None] * bins
+    counts = np.bincount(place[inside], minlength=len(data) * bins)
+    return counts.reshape(len(data), bins)
+
+
+def _shown_counts(part: dict[str, Any]) -> npt.NDArray[np.int64]:
+    counts: npt.NDArray[np.int64] = part["summary"]
+    return counts.reshape(*part["shape"], counts.shape[1])
+
+
+def quantiles(
+    x: Any,
+    q: npt.ArrayLike,
+    axis: Axis = None,
+    *,
+    error: float = 0.002,
+    keepdims: bool = False,
+    skipna: bool = False,
+) -> da.Array:
+    """Values that occur, of rank `q` times their number, give or take `error` times it.
+
+    The bound is certain and not only likely (`raggedstore/sketch.py` has the proof), and holds for
+    the rank: with ``error=0.01`` the median is a value that at most 51 % are above and at most
+    51 % below. Where at most ``1 / error`` values lie along `axis`, it is NumPy's
+    method "inverted_cdf".
+
+    Parameters
+    ----------
+    x, axis, keepdims, skipna
+        As `mean` has it.
+    q
+        From 0 to 1; any shape.
+    error
+        A tenth of it takes some ten times the memory: with 0.002 up to 1.4 MB for each 10**9
+        values along all of `axis`, for each place in the result. Where values are masked or
+        skipped and the result has several places, it is a fraction of their number with the
+        absent ones.
+
+    Returns
+    -------
+    float64 lazy array of the shape of `q` and then of the axes that are left.
+    """
+    x, axes = _checked(x, axis, skipna, "quantiles", real=True)
+    wanted = np.asarray(q, np.float64)
+    if not ((wanted >= 0) & (wanted <= 1)).all():
+        raise UsageError(f"quantiles are asked for from 0 to 1, got {q!r}")
+    if not 0 < error < 1:
+        raise UsageError(f"error is a fraction between 0 and 1, got {error}")
+    along = math.prod(x.shape[i] for i in axes)
+    if math.isnan(along):  # of an array that a mask was applied to
+        along = _MANY
+    make = functools.partial(_sketch, capacity=capacity_for(error, along))
+    reduced = _tree(x, axes, make, Sketch.merge)
+    result = reduced.map_blocks(
+        _shown_quantiles,
+        wanted,
+        dtype=np.float64,
+        new_axis=list(range(wanted.ndim)),
+        chunks=(*((size,) for size in wanted.shape), *reduced.chunks),
+        meta=np.empty((0,) * (wanted.ndim + reduced.ndim)),
+    )
+    if keepdims:
+        kept = (None if i in axes else slice(None) for i in range(x.ndim))
+        result = result[(*(slice(None),) * wanted.ndim, *kept)]
+    return result
+
+
+def _sketch(values: Any, capacity: int) -> Sketch:
+    if len(values) == 1 and np.ma.isMaskedArray(values):
+        values = np.ma.compressed(values)[None]
+    absent = np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else None
+    return Sketch.of(np.ma.getdata(values), capacity, absent)
+
+
+def _shown_quantiles(part: dict[str, Any], q: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shape = part["shape"]
+    values = part["summary"].quantiles(q).reshape((*shape, *q.shape))
+    return np.moveaxis(values, range(len(shape)), range(q.ndim, q.ndim + len(shape)))
+
+
+# What they have in common
+
+
+def _checked(
+    x: Any, axis: Axis, skipna: bool, what: str, *, real: bool = False
+) -> tuple[da.Array, tuple[int, ...]]:
+    """The lazy array, its NaN masked where they are to be skipped, and the axes by number."""
+    x = adapt(x)
+    if x.dtype.kind != "c" or real:
+        check_real(x.dtype, what)
+    axes = range(x.ndim) if axis is None else (axis if isinstance(axis, tuple) else (axis,))
+    numbers = tuple(one + x.ndim if one < 0 else one for one in axes)
+    if any(not 0 <= one < x.ndim for one in numbers) or len(set(numbers)) < len(numbers):
+        raise UsageError(f"axis={axis!r} of an array of {x.ndim} dimensions")
+    if skipna and x.dtype.kind in "fc":
+        meta = np.ma.masked_array(np.empty((0,) * x.ndim, x.dtype))
+        x = x.map_blocks(_nan_masked, dtype=x.dtype, meta=meta)
+    return x, numbers
+
+
+def _nan_masked(block: Any) -> Any:
+    data = np.ma.getdata(block)
+    return np.ma.masked_array(data, np.isnan(data) | np.ma.getmaskarray(block))
+
+
+def _filled(result: da.Array, value: float, skipna: bool) -> da.Array:
+    """Plain numbers where NaN was skipped, `value` for those of nothing."""
+    if not skipna or result.dtype.kind not in "fc":
+        return result
+    meta = np.empty((0,) * result.ndim, result.dtype)
+    return result.map_blocks(np.ma.filled, value, dtype=result.dtype, meta=meta)
+
+
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.result_type(dtype, np.float64)
+
+
+def _tree(
+    x: da.Array,
+    axes: tuple[int, ...],
+    summary: Callable[[Any], Any],
+    merge: Callable[[Any, Any], Any],
+) -> da.Array:
+    """An array of which each block is a dict: its "shape", and the "summary" of its groups.
+
+    Parameters
+    ----------
+    summary
+        Of (groups, n) values.
+    merge
+        Of two summaries of the same groups.
+    """
+    left = tuple(i for i in range(x.ndim) if i not in axes)
+    return da.reduction(
+        x,
+        functools.partial(_of_block, order=(left, axes), summary=summary),
+        functools.partial(_of_parts, merge=merge),
+        axis=axes,
+        concatenate=False,
+        dtype=object,
+        meta=np.empty((0,) * len(left), object),
+    )
+
+
+def _of_block(
+    block: Any,
+    axis: Any,
+    keepdims: bool,
+    order: tuple[tuple[int, ...], tuple[int, ...]],
+    summary: Callable[[Any], Any],
+    computing_meta: bool = False,
+) -> Any:
+    if computing_meta:  # Dask asks what comes, and could not make use of the answer
+        return block
+    left, along = order
+    shape = tuple(block.shape[i] for i in left)
+    size = math.prod(block.shape[i] for i in along)
+    rows = block.transpose(*left, *along).reshape(math.prod(shape), size)
+    return {"shape": shape, "summary": summary(rows)}
+
+
+def _of_parts(parts: Any, axis: Any, keepdims: bool, merge: Callable[[Any, Any], Any]) -> Any:
+    flat = list(_flattened(parts))
+    summary = functools.reduce(merge, (part["summary"] for part in flat))
+    return {"shape": flat[0]["shape"], "summary": summary}
+
+
+def _flattened(parts: Any) -> Iterable[Any]:
+    if not isinstance(parts, list):
+        yield parts
+        return
+    for part in parts:
+        yield from _flattened(part)

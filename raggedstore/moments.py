@@ -1,0 +1,186 @@
+"""`Moments`: count, mean, variance, extremes and sum of many values, of which any two add up.
+
+Pieces of data are summarised one by one and merged: what comes out is what all values at once would
+have given. Within a piece the squares are taken of distances to the piece's own mean, and pieces
+are merged by the formula of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm
+for computing sample variances", 1979), in float64: a large mean costs the variance no digits.
+
+The sum of integers is exact, and int64 is enough for it: it is kept modulo 2**64, which no overflow
+on the way can change, and count times mean, right to many more than 2 digits, says how many
+times 2**64 are missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raggedstore.errors import UsageError
+
+__all__ = ["Moments", "check_real"]
+
+Floats = npt.NDArray[np.float64]
+
+_PIECE = 2**17  # values at a time: 1 MiB as float64, which stays in the processor's cache
+_ROWS = 16  # but this many rows at least, or many groups would cost a step for each row
+_MODULUS = 2**64
+
+
+def check_real(dtype: np.dtype[Any], what: str) -> None:
+    """UsageError where values of `dtype` are no real numbers."""
+    if dtype.kind not in "biuf":
+        raise UsageError(f"{what} needs real numbers, and these are {dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Summary of the values of some groups, such as the features of a spectrogram.
+
+    All arrays have the shape of the groups, () for a single one. NaN makes mean, `squares` and
+    extremes of its group NaN, unless it was skipped.
+
+    Attributes
+    ----------
+    count : int64, values that were not skipped
+    mean : float64, 0 where there are none
+    squares : float64, summed squares of distances to the mean
+    min, max : of the values' dtype, as 64 bits; where there are none, infinite or the
+        integers' limits, so that any value replaces them
+    total : int64, the sum of integers modulo 2**64; 0 for floats
+    """
+
+    count: npt.NDArray[np.int64]
+    mean: Floats
+    squares: Floats
+    min: npt.NDArray[Any]
+    max: npt.NDArray[Any]
+    total: npt.NDArray[np.int64]
+
+    @classmethod
+    def none(cls, dtype: Any, groups: tuple[int, ...] = ()) -> Moments:
+        """Those of no values at all, to be merged with others."""
+        wide = _wide(np.dtype(dtype))
+        if wide.kind == "f":
+            low, high = -np.inf, np.inf
+        else:
+            low, high = np.iinfo(wide).min, np.iinfo(wide).max
+        return cls(
+            np.zeros(groups, np.int64),
+            np.zeros(groups),
+            np.zeros(groups),
+            np.full(groups, high, wide),
+            np.full(groups, low, wide),
+            np.zeros(groups, np.int64),
+        )
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], *, skipna: bool = False) -> Moments:
+        """Those of (rows, ...) `values` of real numbers, for each place in a row.
+
+        Parameters
+        ----------
+        skipna
+            Leave NaN out.
+        """
+        groups = values.shape[1:]
+        flat = values.reshape(len(values), -1) if values.size else values
+        total = cls.none(values.dtype, groups)
+        if not values.size:
+            return total
+        rows = max(_PIECE // flat.shape[1], _ROWS)
+        for first in range(0, len(flat), rows):
+            piece = _of_piece(flat[first : first + rows], skipna and values.dtype.kind == "f")
+            total = total.merge(piece.reshape(groups))
+        return total
+
+    def reshape(self, groups: tuple[int, ...]) -> Moments:
+        """The same groups in another shape."""
+        return Moments(*(getattr(self, name).reshape(groups) for name in self.__slots__))
+
+    def to_bytes(self) -> bytes:
+        """All of it, 48 bytes a group; `from_bytes` takes them."""
+        out = np.empty(self.count.shape, _layout(self.min.dtype))
+        for name in self.__slots__:
+            out[name] = getattr(self, name)
+        return out.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dtype: Any, groups: tuple[int, ...] = ()) -> Moments:
+        """What `to_bytes` gave for values of `dtype`; ValueError where it cannot have."""
+        kept = np.frombuffer(data, _layout(_wide(np.dtype(dtype)))).reshape(groups)
+        return cls(*(kept[name].copy() for name in cls.__slots__))
+
+    def merge(self, other: Moments) -> Moments:
+        """Those of the values of both."""
+        count = self.count + other.count
+        # Of the whole; where there is nothing, nothing is weighed.
+        mine = self.count / np.maximum(count, 1)
+        theirs = other.count / np.maximum(count, 1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = other.mean - self.mean
+            return Moments(
+                count,
+                # Not mean + delta * theirs: that is NaN where one mean is infinite.
+                self.mean * mine + other.mean * theirs,
+                self.squares + other.squares + delta * delta * self.count * theirs,
+                np.minimum(self.min, other.min),
+                np.maximum(self.max, other.max),
+                self.total + other.total,
+            )
+
+    def variance(self, ddof: int = 0) -> Floats:
+        """Squares over count less `ddof`; NaN where that is not positive."""
+        out, freedom = np.full(self.count.shape, np.nan), self.count - ddof
+        np.divide(self.squares, freedom, out=out, where=freedom > 0)
+        return out
+
+    def sums(self) -> npt.NDArray[Any]:
+        """The sum: of integers exactly, as Python ints (dtype object); of floats as float64."""
+        about = self.mean * self.count
+        if self.min.dtype.kind == "f":
+            return np.asarray(about)
+        sums = np.empty(about.shape, object)
+        for place in np.ndindex(about.shape):
+            kept, near = int(self.total[place]), int(about[place])
+            sums[place] = kept + _MODULUS * round((near - kept) / _MODULUS)
+        return sums
+
+
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What extremes of a dtype are kept as."""
+    return np.dtype({"f": "f8", "u": "u8"}.get(dtype.kind, "i8"))
+
+
+def _layout(extremes: np.dtype[Any]) -> np.dtype[Any]:
+    kinds = ["i8", "f8", "f8", extremes.str, extremes.str, "i8"]
+    names = zip(Moments.__slots__, kinds, strict=True)
+    return np.dtype([(name, kind) for name, kind in names]).newbyteorder("<")
+
+
+def _of_piece(values: npt.NDArray[Any], skipna: bool) -> Moments:
+    """Those of (rows, groups) values that are few enough to be copied."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        wide = values.astype(np.float64)
+        count = np.full(wide.shape[1], len(wide), np.int64)
+        absent = np.isnan(wide) if skipna else None
+        if absent is None or not absent.any():
+            absent = None
+            low, high = values.min(axis=0), values.max(axis=0)
+        else:
+            count -= absent.sum(axis=0)
+            low = np.where(absent, np.inf, wide).min(axis=0)
+            high = np.where(absent, -np.inf, wide).max(axis=0)
+            wide[absent] = 0
+        mean = wide.sum(axis=0) / np.maximum(count, 1)
+        wide -= mean
+        if absent is not None:
+            wide[absent] = 0
+        squares = np.einsum("rg,rg->g", wide, wide)
+    integer = values.dtype.kind != "f"
+    # Also of unsigned: modulo 2**64 they are the same.
+    total = values.sum(axis=0, dtype=np.int64) if integer else np.zeros(len(count), np.int64)
+    kept = _wide(values.dtype)
+    return Moments(count, mean, squares, low.astype(kept), high.astype(kept), total)

@@ -1,0 +1,139 @@
+"""HDF5 read past libhdf5 gives what libhdf5 gives."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tables
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import raggedstore as rs
+from raggedstore import lazy
+
+pytest.importorskip("dask.array")
+h5py: Any = pytest.importorskip("h5py")
+hdf5plugin: Any = pytest.importorskip("hdf5plugin")
+
+RNG = np.random.default_rng(0)
+FILTERS: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "blosc2": dict(hdf5plugin.Blosc2("lz4")),
+    "blosc": dict(hdf5plugin.Blosc("zstd")),
+    "deflate": {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    "lzf": {"compression": "lzf"},  # left to libhdf5
+}
+#: Shapes and chunks: in one piece, whole rows, parts of rows, more than the array, three axes.
+LAYOUTS: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = [
+    ((40, 300), None),
+    ((40, 300), (1, 300)),
+    ((40, 300), (7, 130)),
+    ((200, 3000), (150, 2500)),  # which Blosc2 cuts into blocks
+    ((9, 8, 31), (4, 8, 10)),
+    ((1000,), (64,)),
+]
+CASES = {
+    f"{name}-{i}-{dtype}": (shape, chunks, name, dtype)
+    for (i, (shape, chunks)), name, dtype in itertools.product(
+        enumerate(LAYOUTS), FILTERS, ("<f4", ">i2")
+    )
+    if chunks or name == "raw"
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = tmp_path_factory.mktemp("direct") / "x.h5"
+    with h5py.File(path, "w", userblock_size=512) as made:
+        for name, (shape, chunks, filters, dtype) in CASES.items():
+            values = RNG.integers(0, 99, shape).astype(dtype)
+            made.create_dataset(name, data=values, chunks=chunks, **FILTERS[filters])
+        hole = made.create_dataset("hole", (30, 30), "f8", chunks=(10, 10), fillvalue=7)
+        hole[12:15, 3] = 1
+        made.create_dataset("never", (30, 30), "f8", fillvalue=3)
+    with h5py.File(path, "r") as opened:
+        yield opened
+
+
+def keys(shape: tuple[int, ...]) -> st.SearchStrategy[tuple[slice, ...]]:
+    ends = [st.none() | st.integers(-n - 1, n + 1) for n in shape]
+    steps = st.sampled_from([None, 1, 2, 3, 7, -1, -3, 100])
+    return st.tuples(*(st.builds(slice, end, end, steps) for end in ends))
+
+
+@pytest.mark.parametrize("name", [*CASES, "hole", "never"])
+def test_every_window_is_what_libhdf5_reads(file: Any, name: str) -> None:
+    values, array = file[name][()], lazy.adapt(file[name])
+    windows = keys(values.shape)
+    np.testing.assert_array_equal(array.compute(), values)
+
+    @settings(max_examples=8, deadline=None)
+    @given(windows)
+    def check(key: tuple[slice, ...]) -> None:
+        got = array[key].compute(scheduler="sync")
+        assert got.dtype == values.dtype
+        np.testing.assert_array_equal(got, values[key])
+
+    check()
+
+
+def test_libhdf5_is_asked_for_nothing_where_it_need_not_be(
+    file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {name: lazy.adapt(file[name]) for name in CASES}
+    want = {name: file[name][()] for name in CASES}
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *_: pytest.fail("libhdf5 was asked"))
+    for name, array in arrays.items():
+        if "lzf" not in name:
+            np.testing.assert_array_equal(array.compute(), want[name])
+
+
+def test_it_goes_to_other_processes(file: Any) -> None:
+    for name in ("blosc2-3-<f4", "raw-0-<f4", "deflate-2->i2"):
+        array = pickle.loads(pickle.dumps(lazy.adapt(file[name])))
+        np.testing.assert_array_equal(array.compute(), file[name][()])
+
+
+def test_a_file_that_is_written_to_is_left_to_libhdf5(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as made:
+        made["x"] = np.arange(9)
+        array = lazy.adapt(made["x"])
+        made["x"][3] = 77
+        assert array.compute()[3] == 77
+
+
+def test_files_of_pytables_are_read_likewise(tmp_path: Path) -> None:
+    values = RNG.integers(0, 9, (500, 70)).astype("i4")
+    filters = tables.Filters(5, "blosc2:zstd")
+    with tables.open_file(tmp_path / "x.h5", "w") as made:
+        made.create_carray("/", "x", obj=values, filters=filters, chunkshape=(64, 33))
+        made.create_earray("/", "y", obj=values[:, 0])
+    with tables.open_file(tmp_path / "x.h5") as opened:
+        np.testing.assert_array_equal(
+            lazy.adapt(opened.root.x)[::3, 60:].compute(), values[::3, 60:]
+        )
+        np.testing.assert_array_equal(lazy.adapt(opened.root.y).compute(), values[:, 0])
+
+
+def test_damage_and_other_files_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as made:
+        made.create_dataset("x", data=np.arange(9000.0), chunks=(3000,), **FILTERS["blosc2"])
+    with h5py.File(path, "r") as opened:
+        array = lazy.adapt(opened["x"])
+        info = opened["x"].id.get_chunk_info(1)
+    with open(path, "r+b") as raw:
+        raw.seek(info.byte_offset)
+        raw.write(b"\0" * 40)
+    with pytest.raises(rs.CorruptionError):
+        array.compute(scheduler="sync")
+    os.truncate(path, 4000)
+    with pytest.raises(rs.RaggedStoreError, match="adapt it again"):
+        pickle.loads(pickle.dumps(array)).compute(scheduler="sync")
