@@ -21,7 +21,7 @@ def test_no_damage_gives_a_wrong_value_a_crash_a_hang_or_takes_up_memory(name: s
 
     assert {*tally.faults} - TOLERATED.get(name, set()) == set(), tally.again
     assert tally.cases > 0.5 * SUITES[name].short
-    if name not in ("bytes", "parsed"):  # most of the bytes of a small file mean nothing to us
+    if name not in ("bytes", "alone", "parsed"):  # most bytes of a small file mean nothing to us
         assert sum(tally.errors.values()) > tally.cases / 3
 
 

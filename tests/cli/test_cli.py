@@ -175,6 +175,31 @@ def test_a_damaged_manifest_ends_with_1_and_one_line(corpus, run):
     assert err.startswith("raggedstore: error: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_log_lists_what_can_be_read_and_names_what_cannot(corpus, run, version):
+    path = corpus / "versions" / f"{version:020d}.json"
+    path.write_bytes(path.read_bytes().replace(b"append", b"appenD"))
+    status, out, err = run("log", corpus)
+    assert status == 1
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["2", "1", "0"]
+    assert next(line for line in out.splitlines() if "damaged" in line).split()[0] == f"{version}"
+    assert err.startswith("raggedstore: fault: ") and err.count("\n") == 1 and path.name in err
+    lines = json.loads(run("log", corpus, "--json")[1])
+    assert [bool(line["damage"]) for line in lines] == [
+        line["version"] == version for line in lines
+    ]
+
+
+def test_vacuum_keeps_what_a_damaged_manifest_may_need(corpus, run):
+    path = max((corpus / "versions").glob("*.json"))
+    path.write_bytes(path.read_bytes().replace(b"append", b"appenD"))
+    before = sorted((corpus / "segments").iterdir())
+    status, _, err = run("vacuum", corpus, "--keep", 1)
+    assert status == 1 and path.name in err and err.count("\n") == 1
+    assert sorted((corpus / "segments").iterdir()) == before
+    assert len(list((corpus / "versions").glob("*.json"))) == 2
+
+
 def test_compact_and_vacuum_leave_one_segment_and_one_version(corpus, run):
     assert "version 3, 1 segments" in run("compact", corpus)[1]
     assert "nothing to join" in run("compact", corpus)[1]

@@ -1,5 +1,6 @@
 """Folders of files become samples: equal to what soundfile, pillow and the lines give."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -399,3 +400,29 @@ def test_a_failing_disk_leaves_the_last_commit(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         import_folder(root, corpus, append=True)
     assert rs.open(corpus).version == before and rs.open(corpus).verify().ok
+
+
+def test_where_nothing_reads_the_error_says_why(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_bytes(b"\xff")
+
+    with pytest.raises(rs.UsageError, match=r"none of its 1 text files.*a\.txt: not UTF-8"):
+        import_folder(tmp_path / "in", tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(
+    tmp_path, monkeypatch, call
+):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_bytes(b"text")
+    real = getattr(os, call)
+
+    def failing(path, *rest, **options):
+        if str(path) == str(tmp_path / "in"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(rs.StorageError, match=r"in: could not.*Input/output error"):
+        import_folder(tmp_path / "in", tmp_path / "corpus", kind="text")

@@ -1,14 +1,20 @@
 """Single files from elsewhere open with the same calls."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401  # filters for h5py
 import numpy as np
 import pytest
 import tables
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import raggedstore as rs
+from raggedstore.segment.appended import hdf5_size
+from raggedstore.segment.file import FileBytes, OpenFiles
 
 ARRAYS = [np.random.default_rng(i).integers(0, 99, (i % 5, i % 4)).astype("i4") for i in range(60)]
 FLAT = np.concatenate([array.reshape(-1) for array in ARRAYS])
@@ -147,3 +153,106 @@ def test_a_single_file_is_only_read(tmp_path: Path) -> None:
     for options in ({"mode": "a"}, {"version": 1}, {"verify": True}):
         with pytest.raises(rs.UsageError):
             rs.open(tmp_path / "x.h5", **options)
+
+
+# The checksums of an exported file
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    small = rs.Compression("lz4", 1, ("shuffle",), chunk_bytes=4096, block_bytes=1024)
+    schema = {"data": rs.Field("int32", (None, None)), "text": rs.Field("str")}
+    with rs.create(tmp_path / "store", schema, profile=small) as store:
+        with store.writer() as writer:
+            writer.extend({"data": a, "text": f"text {i}"} for i, a in enumerate(ARRAYS))
+        store.export(tmp_path / "x.h5")
+    return tmp_path / "x.h5"
+
+
+def hdf5_bytes(path: Path) -> int:
+    """Where the file ends for HDF5."""
+    size = hdf5_size(FileBytes(path, OpenFiles()))
+    assert size is not None
+    return size
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[*HealthCheck])
+def test_a_damaged_export_gives_what_was_written_or_an_error(
+    exported: Path, data: st.DataObject
+) -> None:
+    whole = exported.read_bytes()
+    kind = data.draw(st.sampled_from(["flip", "cut", "tail"]))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    damaged = bytearray(whole[:at] if kind == "cut" else whole)
+    if kind == "flip":
+        damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "tail":
+        damaged[at:] = bytes(len(whole) - at)
+    path = exported.with_name("damaged.h5")
+    path.write_bytes(damaged)
+
+    with suppress(rs.CorruptionError, rs.FormatError):
+        check(rs.open(path))
+
+
+def test_an_export_is_held_to_its_checksums_unless_asked_not_to_be(exported: Path) -> None:
+    whole = bytearray(exported.read_bytes())
+    with h5py.File(exported) as file:
+        info = file["data/data"].id.get_chunk_info(0)
+    whole[info.byte_offset + info.size - 1] ^= 1
+    exported.write_bytes(whole)
+
+    with pytest.raises(rs.CorruptionError, match="field 'data'"):
+        check(rs.open(exported))
+    assert len(rs.open(exported, checksums=False)["data"][0]) == 0
+
+
+@pytest.mark.parametrize("tool", ["h5py", "PyTables"])
+@pytest.mark.parametrize("what", ["read", "open", "append", "rewrite"])
+def test_checksums_are_gone_once_another_tool_may_have_changed_the_file(
+    exported: Path, tool: str, what: str
+) -> None:
+    size = exported.stat().st_size
+    mode = "r" if what == "read" else {"h5py": "r+", "PyTables": "a"}[tool]
+    with h5py.File(exported, mode) if tool == "h5py" else tables.open_file(exported, mode) as file:
+        node = file["data/data"] if tool == "h5py" else file.root.data.data
+        first = node[:5]
+        assert first.tolist() == FLAT[:5].tolist()
+        if what == "append" and tool == "h5py":
+            node.resize((len(FLAT) + 3,))
+        elif what == "append":
+            node.append(np.arange(3, dtype="i4"))
+        elif what == "rewrite":
+            node[:5] = first[::-1]
+
+    opened = rs.open(exported)
+
+    assert opened._reader.table.checksums == (what == "read")  # type: ignore[union-attr]
+    assert (exported.stat().st_size == size) == (what == "read")
+    assert exported.stat().st_size == hdf5_bytes(exported) or what == "read"
+    if what == "rewrite":
+        assert opened["data"].batch([*range(60)]).values[:5].tolist() == FLAT[:5][::-1].tolist()
+    else:
+        check(opened)
+        assert opened["text"][7] == "text 7"
+
+
+def test_a_table_that_is_cut_off_is_told_from_one_that_another_tool_removed(exported: Path) -> None:
+    end = hdf5_bytes(exported)
+    assert exported.stat().st_size > end
+    whole = exported.read_bytes()
+
+    exported.write_bytes(whole[:-1])
+    with pytest.raises(rs.CorruptionError, match="chunk table at its end is damaged"):
+        rs.open(exported)
+    check(rs.open(exported, checksums=False))
+    exported.write_bytes(whole[:end])
+    check(rs.open(exported))
+    exported.write_bytes(whole[: end - 1])
+    with pytest.raises(rs.CorruptionError):
+        check(rs.open(exported))
+
+
+def test_a_group_of_an_export_opens_by_itself(exported: Path) -> None:
+    check(rs.open(exported, group="/data"))

@@ -225,3 +225,20 @@ def test_a_mark_that_is_there_already_is_synced_before_vacuum_goes_past_it(
                 assert store.versions() == [1, 2, 3]
         store.vacuum(keep=1)
     assert store.versions() == [1, 3]
+
+
+def test_a_link_that_was_made_though_the_answer_was_lost_is_no_conflict(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over NFS, where the call is then sent again and finds what it has made itself."""
+    link = os.link
+
+    def linked_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", linked_twice)
+    append(store, [4])
+
+    assert store.versions() == [0, 1, 2]
+    assert [a.tolist() for a in store["a"]] == [[1, 2, 3], [4]]

@@ -16,7 +16,7 @@ from raggedstore.segment.file import Descriptor
 from raggedstore.segment.table import checksum
 from raggedstore.store import files, vacuum
 from raggedstore.store import manifest as manifests
-from raggedstore.store.manifest import Manifest, newest_version, path_of
+from raggedstore.store.manifest import Manifest, list_versions, newest_version, path_of
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ class Versions:
         self.readers.clear()
 
     def vacuum(self) -> None:
-        vacuum._remove_versions(self.root, 1)
+        vacuum._remove_versions(self.root, list_versions(self.root)[:-1])
 
     def half_a_vacuum(self) -> None:
         """Vacuum that dies on its way, past the first version that is read."""

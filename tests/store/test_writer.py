@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import resource
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import tables
 import raggedstore as rs
 from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
+from raggedstore.store.writer import Sealed
 
 SCHEMA = {
     "mel": rs.Field("float32", (None, 80)),
@@ -287,3 +289,97 @@ def test_a_commit_that_only_the_reader_cannot_follow_says_that_it_took_place(
     lock = Descriptor(store.path / "writers.lock")
     assert files.lock_exclusive(lock)  # nobody writes any more
     lock.close()
+
+
+# Segments that one writer seals and another commits
+
+
+def sealed(path: Path, *labels: int, segment_bytes: int = 2**20) -> Sealed:
+    """What somebody else seals of samples with these labels, and has forgotten since."""
+    with rs.open(path, "a").writer(segment_bytes=segment_bytes) as writer:
+        writer.extend({**good(), "label": label} for label in labels)
+        return pickle.loads(pickle.dumps(writer.seal()))
+
+
+def test_segments_are_committed_in_the_order_of_adoption(store: rs.Store) -> None:
+    with store.writer() as writer:
+        last = sealed(store.path, 3, 4)
+        first = sealed(store.path, 1)
+        writer.append({**good(), "label": 0})
+        writer.adopt(first)
+        writer.append({**good(), "label": 2})
+        writer.adopt(last)
+        assert writer.pending == 5 and (first.samples, last.samples) == (1, 2)
+        assert store.versions() == [0]
+
+    assert store.version == 1 and store["label"][:] == [0, 1, 2, 3, 4]
+    assert store.verify().ok
+
+
+def test_profiles_are_settled_by_the_first_that_could_choose(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"x": rs.Field("int16", (None,))})
+    parts = []
+    with store.writer() as writer:
+        for count in (10, 100_000, 200_000):
+            with rs.open(tmp_path / "store", "a").writer() as other:
+                other.append({"x": np.arange(count, dtype="int16")})
+                parts.append(other.seal())
+        for part in parts:
+            writer.adopt(part)
+
+    assert isinstance(parts[0].compressions["x"], str)
+    assert store.compression == parts[1].compressions
+
+
+def test_what_is_sealed_and_not_adopted_is_in_no_version(store: rs.Store) -> None:
+    left = sealed(store.path, 1, 2)
+
+    assert store.versions() == [0]
+    removed = {path.name for path in store.vacuum()}
+    assert removed == {left.entries[0].file, left.entries[0].index}
+    with pytest.raises(rs.StorageError, match="one folder"), store.writer() as writer:
+        writer.adopt(left)
+    assert store.versions() == [0]
+
+
+def test_segments_of_another_folder_are_refused(store: rs.Store, tmp_path: Path) -> None:
+    with rs.create(tmp_path / "other", SCHEMA) as other:
+        elsewhere = sealed(other.path, 1)
+
+    with store.writer() as writer:
+        writer.append(good())
+        with pytest.raises(rs.StorageError, match=elsewhere.entries[0].file):
+            writer.adopt(elsewhere)
+
+    assert len(store) == 1 and store.verify().ok
+
+
+def test_nothing_is_adopted_twice(store: rs.Store) -> None:
+    with store.writer() as writer:
+        part = sealed(store.path, 1)
+        writer.adopt(part)
+        with pytest.raises(rs.ConflictError, match="adopted already"):
+            writer.adopt(part)
+        writer.commit()
+        writer.adopt(sealed(store.path, 2))
+        writer.commit()
+        writer.append({**good(), "label": 3})
+
+    with pytest.raises(rs.ConflictError, match="version 3 has 1 of"), store.writer() as writer:
+        writer.adopt(part)
+    assert store["label"][:] == [1, 2, 3] and store.versions() == [0, 1, 2, 3]
+    assert store.verify().ok
+
+
+def test_a_writer_that_fails_leaves_what_it_adopted_to_vacuum(store: rs.Store) -> None:
+    with store.writer() as writer:
+        committed, other = sealed(store.path, 1), sealed(store.path, 2)
+        writer.adopt(committed)
+    with pytest.raises(RuntimeError), store.writer() as writer:
+        writer.adopt(other)
+        writer.adopt(committed)  # by mistake: it is in a version
+        writer.append(good())
+        raise RuntimeError
+
+    assert rs.open(store.path)["label"][:] == [1] and store.verify().ok
+    assert {path.name for path in store.vacuum()} == {other.entries[0].file, other.entries[0].index}
