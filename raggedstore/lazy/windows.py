@@ -241,6 +241,10 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
     def __getitem__(self, key: Any) -> Any:
         plan = read_key(key, self.shape)
         if isinstance(plan, Points):
+            if any(isinstance(part, np.ndarray) and not part.size for part in plan.lists):
+                # Dask fails where lists are empty.
+                shape = np.broadcast_to(np.empty(()), self.shape)[key].shape
+                return da.from_array(self.source.empty(shape), chunks=-1)
             points = self[plan.slices].vindex[plan.lists].transpose(plan.axes)
             return points[plan.new]
         within = self.source if isinstance(self.source, _Picked) else None
