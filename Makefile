@@ -1,6 +1,8 @@
 # make test     set up .venv once and run the tests       PYTEST_ARGS="-k swapper -x" narrows them
 # make demo     speech, text and images to stores and into a small model; pictures in demo/out
 # make bench    raggedstore beside its peers on real data; figures and a plot in .bench
+# make campaigns  kill, damage, attack and starve stores for some hours; each campaign prints what it
+#               tried and found, and CAMPAIGNS="kill power" runs only these
 # make lint     ruff and mypy
 # make format   ruff, rewriting files
 # make clean    remove .venv, caches and the demo's output
@@ -9,6 +11,7 @@
 # PyTorch is taken from: set it to PyTorch's CPU index to do without the CUDA packages.
 # CORPORA is the folder of .npz files that `make bench` runs on; where it has none
 # they are made (430 MB, from Debian packages), and BENCH_ARGS go to benchmarks/run.py.
+# CAMPAIGN_ARGS go to each campaign: without --long they take a minute or less.
 
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -16,6 +19,8 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 CORPORA ?= .bench/corpora
 BENCH_ARGS ?= --runs 5
+CAMPAIGNS ?= kill many forks year corrupt hostile fuzz faults full power peers
+CAMPAIGN_ARGS ?= --long --seed 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +31,7 @@ INSTALLED_DEMO := $(VENV)/installed-demo
 INSTALLED_BENCH := $(VENV)/installed-bench
 SOURCES := $(wildcard raggedstore tests examples benchmarks demo tools)
 
-.PHONY: test demo bench lint format clean
+.PHONY: test demo bench campaigns lint format clean
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -39,6 +44,12 @@ bench: $(INSTALLED_BENCH)
 	test -n "$(wildcard $(CORPORA)/*.npz)" || $(BIN)/python benchmarks/make_corpora.py $(CORPORA)
 	$(BIN)/python benchmarks/run.py $(CORPORA)/*.npz $(BENCH_ARGS) \
 		--json .bench/results.json --plot .bench/results.png
+
+campaigns: $(INSTALLED)
+	@found=; for name in $(CAMPAIGNS); do \
+		echo "== $$name $(CAMPAIGN_ARGS)"; \
+		$(BIN)/python -m tests.campaigns.$$name $(CAMPAIGN_ARGS) || found="$$found $$name"; \
+	done; test -z "$$found" || { echo "found something:$$found" >&2; exit 1; }
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -11,7 +11,7 @@ just as long as itself, so a small segment is small.
 libhdf5 and PyTables are not safe to use from several threads; every call goes under `hdf5_lock`.
 A fork waits for it, so that the child finds them in order and the lock free. But the files that
 are being written are open in the child as well, and HDF5 would write into them when it closes what
-is open at the end: there they are made to lead nowhere.
+is open at the end: there they are made to lead nowhere, and closed.
 """
 
 from __future__ import annotations
@@ -409,10 +409,15 @@ class SegmentWriter:
         return table
 
     def let_go(self) -> None:
-        """In a forked child: have all that HDF5 still does to the file come to nothing."""
+        """In a forked child: close the file, and have all that HDF5 does to it come to nothing.
+
+        HDF5 knows an open file by its inode, and would take another that comes to have it for this.
+        """
         if self.file.isopen:
             with open(os.devnull, "r+b") as nothing:
                 os.dup2(nothing.fileno(), self.file.fileno(), inheritable=False)
+            with suppress(Exception):
+                self.file.close()
 
     def abort(self) -> None:
         """Close and remove the file; what could not be closed is removed all the same."""

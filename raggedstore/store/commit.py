@@ -10,7 +10,7 @@ The steps, each of which may be the last one that a dying process takes:
    lists, each written under a temporary name, fsynced and renamed; the folder of versions is
    fsynced, since a manifest must not reach the disk before a list that it names
 6. the next manifest is written under a temporary name and fsynced
-7. it is linked to its final name, which fails if that version exists
+7. it is linked to its final name, which fails if that version exists, or did (`_follows`)
 8. the folder of versions is fsynced                (`commit`)
 
 Until step 7 nothing that a reader looks at has changed; after it the version is there, whole.
@@ -26,24 +26,26 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import xxhash
 
 from raggedstore.errors import ConflictError, StorageError, UsageError
-from raggedstore.segment.file import FileBytes, OpenFiles
+from raggedstore.segment.file import Descriptor, FileBytes, OpenFiles
+from raggedstore.segment.forking import no_fork
 from raggedstore.segment.table import MAX_BYTES as MAX_INDEX_BYTES
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.lists import SegmentEntry, versions_folder
-from raggedstore.store.manifest import Manifest, newest, path_of
+from raggedstore.store.manifest import Manifest, is_unpassed, newest, path_of
 
 __all__ = [
     "check_present",
     "commit",
+    "commits_lock",
     "digest_of",
     "remove_segments",
     "seal_segment",
@@ -141,12 +143,35 @@ def commit(
         before = latest(root, hint)
         manifest, made = change(before).rolled_over()
         _write_lists(root, made, have={entry.file for entry in before.lists})
+        follows = _follows(root, manifest.version - 1)
         try:
-            files.publish(path_of(root, manifest.version), manifest.dumps())
+            files.publish(path_of(root, manifest.version), manifest.dumps(), guard=follows)
         except ConflictError:
             hint = manifest.version
             continue
         return manifest
+
+
+def commits_lock(root: Path) -> Descriptor:
+    """The file that is locked while a version is linked, or versions are removed."""
+    path = root / "commits.lock"
+    with files.storage_errors(path, "be opened"):
+        return Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+
+
+@contextmanager
+def _follows(root: Path, version: int) -> Iterator[None]:
+    """Keep vacuum out while the version after this one is linked; ConflictError if there was one.
+
+    That its name is free does not mean that it never was: others may have committed it and more
+    after it, and vacuum removed it. But vacuum goes upwards, so `version` was then removed or
+    marked before.
+    """
+    with no_fork(), closing(commits_lock(root)) as lock:
+        files.lock_shared(lock)
+        if not is_unpassed(root, version):
+            raise ConflictError(f"{root}: version {version} is not the newest any more")
+        yield
 
 
 def _write_lists(root: Path, made: dict[str, bytes], *, have: set[str]) -> None:

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from raggedstore.errors import ConflictError, RaggedStoreError, StorageError
@@ -79,8 +79,13 @@ def rename(source: Path, target: Path) -> None:
         os.rename(source, target)
 
 
-def publish(path: Path, data: bytes) -> None:
+def publish(path: Path, data: bytes, *, guard: AbstractContextManager[None] | None = None) -> None:
     """Make the file `path` with all of `data` or, where it exists, fail and change nothing.
+
+    Parameters
+    ----------
+    guard
+        Entered for the moment in which the file gets its name; what it raises keeps it from that.
 
     Raises
     ------
@@ -92,7 +97,8 @@ def publish(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
     try:
         write_file(temporary, data)
-        place(temporary, path)
+        with guard or nullcontext():
+            place(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -62,6 +62,7 @@ from raggedstore.store.lists import (
 __all__ = [
     "FORMAT_VERSION",
     "Manifest",
+    "is_unpassed",
     "list_versions",
     "load",
     "mark_of",
@@ -294,10 +295,15 @@ def newest_version(root: Path, hint: int | None = None) -> int:
                 raise NotAStoreError(f"{root}: no raggedstore store is here")
             hint = versions[-1]
         version = _climb(root, hint)
-        if not _is_there(mark_of(root, version)) and _is_there(path_of(root, version)):
+        if is_unpassed(root, version):
             return version
         hint = None
     raise ConflictError(f"{root}: its versions change faster than they can be read")
+
+
+def is_unpassed(root: Path, version: int) -> bool:
+    """Whether `version` is there, and no version after it was ever removed."""
+    return not _is_there(mark_of(root, version)) and _is_there(path_of(root, version))
 
 
 def _climb(root: Path, version: int) -> int:

@@ -3,6 +3,9 @@
 What must never happen is that a file goes which somebody still needs:
 
 - a version that a reader has open is locked (see `snapshot`) and stays;
+- a name that vacuum makes free is never taken again: a writer that was slow to commit would make
+  a version that is older than the newest, and lose it. So versions go only while the exclusive lock
+  on `commits.lock` says that nobody links one, and who links one looks first whether any went;
 - loose files may belong to a writer that has not committed yet, so they are looked at only
   while the exclusive lock on `writers.lock` says that nobody writes;
 - manifests go before the segment lists and segments that they alone name, so that a vacuum that
@@ -19,13 +22,14 @@ A version that stays while later ones go is marked: `manifest` says what that is
 from __future__ import annotations
 
 import os
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
 from raggedstore.errors import CorruptionError, NotAStoreError, UsageError, VersionError
 from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
-from raggedstore.store.commit import segments_folder
+from raggedstore.store.commit import commits_lock, segments_folder
 from raggedstore.store.lists import read_list, versions_folder
 from raggedstore.store.manifest import list_versions, load, mark_of, path_of
 from raggedstore.store.snapshot import check_folders
@@ -48,7 +52,8 @@ def vacuum(root: Path, keep: int) -> list[Path]:
     if keep < 1:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
     check_folders(root)
-    removed = _remove_versions(root, _outdated(root, keep))
+    with closing(commits_lock(root)) as linking:
+        removed = _remove_versions(root, _outdated(root, keep)) if _alone(linking) else []
     files.sync_folder(root / "versions")
     lock = root / "writers.lock"
     with files.storage_errors(lock, "be opened"):
@@ -58,6 +63,15 @@ def vacuum(root: Path, keep: int) -> list[Path]:
             removed += _remove_loose(root)
     files.sync_folder(segments_folder(root))
     return removed
+
+
+def _alone(lock: Descriptor) -> bool:
+    """Take the exclusive lock; False where it is held all the time, or there are no locks."""
+    for _ in range(200):
+        if files.lock_exclusive(lock):
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def _outdated(root: Path, keep: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Append to a disk that is really full: a file system of 2 MB, or a limit on the size of files.
 
-    python -m tests.campaigns.full [--rounds 3] [--seed 0]
+    python -m tests.campaigns.full [--long] [--rounds 3] [--seed 0]
 
 Nothing is simulated here. In a process of its own, either a small tmpfs is mounted, which takes a
 superuser and is seen by that process alone, or files may not grow past a limit. Then commits of all
@@ -35,6 +35,7 @@ __all__ = ["Findings", "campaign"]
 
 DISK = "2m"
 LIMIT = 150_000
+SHORT_ROUNDS, LONG_ROUNDS = 3, 20
 ATTEMPTS = 40  # where files are limited, there is always room for one more
 CAUSES = ("No space left on device", "File too large")
 
@@ -165,7 +166,7 @@ def campaign(kind: str, *, rounds: int, seed: int) -> Findings:
     paths = str(Path(rs.__file__).parents[1])
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [*command, "--folder", folder], capture_output=True, text=True, timeout=600,
+            [*command, "--folder", folder], capture_output=True, text=True, timeout=3600,
             env={**os.environ, "PYTHONPATH": paths}, cwd=Path(__file__).parents[2],
         )  # fmt: skip
     if done.returncode:
@@ -177,18 +178,20 @@ def campaign(kind: str, *, rounds: int, seed: int) -> Findings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--long", action="store_true", help=f"{LONG_ROUNDS} rounds")
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inside", choices=["disk", "limit"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    rounds = options.rounds or (LONG_ROUNDS if options.long else SHORT_ROUNDS)
     if options.inside:
-        found = inside(options.folder, options.inside, options.rounds, options.seed)
+        found = inside(options.folder, options.inside, rounds, options.seed)
         print(json.dumps(vars(found)))
         return
     faults = []
     for kind in ("disk", "limit"):
-        found = campaign(kind, rounds=options.rounds, seed=options.seed)
+        found = campaign(kind, rounds=rounds, seed=options.seed)
         what = f"disk of {DISK}" if kind == "disk" else f"files of {LIMIT:,} bytes at most"
         tried = f"{found.commits} commits, {found.refused} refused, {len(found.faults)} faults"
         print(f"{what}: {'skipped, ' + found.skipped if found.skipped else tried}")

@@ -1200,6 +1200,8 @@ def run_attack(name: str, *, long: bool = True) -> Outcome:
                 outcome.faults.append(f"{step}: {error!r}")
             except Exception as error:
                 outcome.faults.append(f"{step}: {error!r}"[:500])
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         if contents(folder) != outside:
             outcome.faults.append("a file outside was made or removed")
         os.chdir("/")
@@ -1229,7 +1231,6 @@ def work(*, long: bool) -> None:
     for name in names:
         print(name, flush=True)
         outcome = run_attack(name, long=long)
-        faulthandler.cancel_dump_traceback_later()
         print(json.dumps(asdict(outcome)), flush=True)
 
 

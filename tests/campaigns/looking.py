@@ -28,6 +28,7 @@ __all__ = [
     "lengths",
     "look",
     "look_at_newest",
+    "loose_files",
     "opened",
 ]
 
@@ -94,7 +95,7 @@ def again(
     yield from operation.look(home, not error, given)
     with opened(store, "a") as writable:
         writable.vacuum(keep=1)
-    yield from (f"vacuum left {name}" for name in _loose_files(store))
+    yield from (f"vacuum left {name}" for name in loose_files(store))
 
 
 def _look_at_all(
@@ -157,13 +158,16 @@ def look_at_newest(store: Path, known: Container[str] = ()) -> Iterator[str]:
                     yield f"{entry.file}, {name}: HDF5 has other values"
 
 
-def _loose_files(store: Path) -> list[str]:
-    with opened(store) as samples:
-        manifest = samples.manifest
-        named = {f"{version:020d}.json" for version in samples.versions()}
-    for entry in manifest.segments:
-        named |= {entry.file, entry.index}
-    named |= {entry.file for entry in manifest.lists}
+def loose_files(store: Path) -> list[str]:
+    """The files that no version of a store names; what marks a version is not one of them."""
+    named = set()
+    for version in lengths(store):
+        named |= {f"{version:020d}.json", f"{version:020d}.passed"}
+        with opened(store, version=version) as samples:
+            manifest = samples.manifest
+        for entry in manifest.segments:
+            named |= {entry.file, entry.index}
+        named |= {entry.file for entry in manifest.lists}
     folders = [store / "segments", store / "versions"]
     return sorted(p.name for f in folders for p in f.iterdir() if p.name not in named)
 

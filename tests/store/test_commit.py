@@ -42,13 +42,13 @@ def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_vers
     calls = 0
     real = getattr(files, step)
 
-    def stop(*arguments: Any) -> Any:
+    def stop(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls != nth:
-            return real(*arguments)
+            return real(*arguments, **options)
         if after:
-            real(*arguments)
+            real(*arguments, **options)
         raise Stopped
 
     with monkeypatch.context() as patched:
@@ -81,14 +81,14 @@ def race(store: rs.Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[rs.Sto
     """Have another handle on the store `act` just before this one's next version is linked."""
     real, raced = files.publish, False
 
-    def publish(path: Path, data: bytes) -> None:
+    def publish(path: Path, data: bytes, **options: Any) -> None:
         nonlocal raced
         if not raced:
             raced = True
             other = rs.open(store.path, "a")
             assert isinstance(other, rs.Store)
             act(other)
-        real(path, data)
+        real(path, data, **options)
 
     monkeypatch.setattr(files, "publish", publish)
 
@@ -100,6 +100,24 @@ def append(store: rs.Store, values: list[int]) -> None:
 
 def lists_of(store: Any) -> list[list[int]]:
     return [values.tolist() for values in store["a"]]
+
+
+def test_a_slow_commit_does_not_take_a_number_that_vacuum_made_free(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store.version
+
+    def overtake(other: rs.Store) -> None:
+        append(other, [7])
+        append(other, [8])
+        other.vacuum(keep=1)
+
+    race(store, monkeypatch, overtake)
+    before = lists_of(store)
+    append(store, [9])
+
+    assert store.version == first + 3
+    assert lists_of(rs.open(store.path)) == [*before, [7], [8], [9]]
 
 
 @pytest.mark.parametrize("direct", [1, 2, lists.DIRECT])

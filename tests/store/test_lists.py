@@ -162,10 +162,10 @@ def test_vacuum_leaves_a_list_that_a_commit_is_about_to_name(
     append(store, [8])
     real = files.publish
 
-    def publish(path: Path, data: bytes) -> None:
+    def publish(path: Path, data: bytes, **options: Any) -> None:
         other = reopen(store, "a")
         assert other.vacuum(keep=1)
-        real(path, data)
+        real(path, data, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "publish", publish)
@@ -181,7 +181,7 @@ def test_a_list_that_no_version_came_to_name_is_swept(
 ) -> None:
     append(store, [8])
 
-    def die(path: Path, data: bytes) -> None:
+    def die(path: Path, data: bytes, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -207,10 +207,10 @@ def test_the_list_is_on_the_disk_with_its_name_before_the_manifest_is_written(
     def note(step: str) -> Callable[..., Any]:
         real = getattr(files, step)
 
-        def noted(path: Path, *more: Any) -> Any:
+        def noted(path: Path, *more: Any, **options: Any) -> Any:
             target = more[0] if step == "rename" else path
             done.append(f"{step} {target.name.lstrip('.')[:3]} {target.suffix}".strip())
-            return real(path, *more)
+            return real(path, *more, **options)
 
         return noted
 

@@ -133,7 +133,7 @@ class Store(RuleBasedStateMachine):
         ours, theirs = (data.draw(strategies.samples(self.schema)) for _ in range(2))
         real = files.publish
 
-        def publish(path: Path, content: bytes) -> None:
+        def publish(path: Path, content: bytes, **options: Any) -> None:
             patched.undo()
             with reopen(self.path, mode="a") as other:
                 before = other.version
@@ -146,7 +146,7 @@ class Store(RuleBasedStateMachine):
                         self.versions[other.version] = self.samples
                 else:
                     other.vacuum(keep=1)
-            real(path, content)
+            real(path, content, **options)
 
         with pytest.MonkeyPatch.context() as patched, self.store.writer() as writer:
             writer.append(ours)

@@ -421,13 +421,13 @@ def test_stopped_before_or_after_a_step_the_store_is_as_it_was_or_repaired(
     before = contents(store)
     calls, real = 0, getattr(files, step)
 
-    def stop(*arguments: Any) -> Any:
+    def stop(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls != nth:
-            return real(*arguments)
+            return real(*arguments, **options)
         if after:
-            real(*arguments)
+            real(*arguments, **options)
         raise Stopped
 
     with monkeypatch.context() as patched:
