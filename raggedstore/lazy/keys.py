@@ -63,13 +63,14 @@ class _List:
 
 def read_key(key: Any, shape: tuple[int, ...]) -> Plan | Points | None:
     """What a key of an array of `shape` means; None where it is Dask's to say."""
-    parts = key if isinstance(key, tuple) else (key,)
-    wide = _expand([plain for part in parts for plain in _plain(part)], len(shape))
+    given = key if isinstance(key, tuple) else (key,)
+    parts = [plain for part in given for plain in _plain(part)]
+    wide, apart = _expand(parts, len(shape)), _stand_apart(parts)
     if wide is None:
         return None
     lists = [part for part in wide if isinstance(part, _List)]
     if len(lists) > 1 or any(part.values.ndim > 1 for part in lists):
-        return _points(wide, shape)
+        return _points(wide, shape, apart=apart)
     picks: list[Pick] = []
     layout: list[int | None] = []
     then: tuple[Any, ...] | None = None
@@ -90,7 +91,7 @@ def read_key(key: Any, shape: tuple[int, ...]) -> Plan | Points | None:
         positions = part.among(size)
         if positions is None:
             return None
-        if _stand_apart(wide):
+        if apart:
             layout.insert(0, layout.pop())
         unique, inverse = np.unique(positions, return_inverse=True)
         picks.append(unique)
@@ -137,16 +138,16 @@ def _expand(parts: list[Any], ndim: int) -> list[Any] | None:
     return [*parts[:at], *(slice(None),) * missing, *parts[at + 1 :]]
 
 
-def _stand_apart(wide: list[Any]) -> bool:
-    """Whether NumPy puts the axes of lists first: where a slice or new axis is between them.
+def _stand_apart(parts: list[Any]) -> bool:
+    """Whether NumPy puts the axes of lists first: where anything else is between them.
 
-    To NumPy ints beside a list are lists too.
+    To NumPy ints beside a list are lists too, and an ellipsis is there even if it means no axis.
     """
-    fancy = [i for i, part in enumerate(wide) if isinstance(part, (int, _List))]
-    return fancy[-1] - fancy[0] >= len(fancy)
+    fancy = [i for i, part in enumerate(parts) if isinstance(part, (int, _List))]
+    return bool(fancy) and fancy[-1] - fancy[0] >= len(fancy)
 
 
-def _points(wide: list[Any], shape: tuple[int, ...]) -> Points | None:
+def _points(wide: list[Any], shape: tuple[int, ...], *, apart: bool) -> Points | None:
     along = [part for part in wide if part is not None]
     positions = [
         None if isinstance(part, slice) else _as_list(part).among(size)
@@ -161,7 +162,7 @@ def _points(wide: list[Any], shape: tuple[int, ...]) -> Points | None:
         return None
     # What of the key comes before the points: what does before the first list, or nothing.
     first = next(i for i, part in enumerate(wide) if isinstance(part, (int, _List)))
-    front = [] if _stand_apart(wide) else wide[:first]
+    front = [] if apart else wide[:first]
     back = [part for part in wide[len(front) :] if part is None or isinstance(part, slice)]
     # Axes of what vindex gives: first those of the points, then those of the slices.
     n, before = len(points), sum(part is not None for part in front)

@@ -118,6 +118,13 @@ def test_keys_of_keys_go_on_meaning_it(data: st.DataObject) -> None:
     np.testing.assert_array_equal(x.compute(scheduler="sync"), expected)
 
 
+def test_an_ellipsis_for_no_axis_stands_between_lists_all_the_same() -> None:
+    values = np.arange(24).reshape(2, 3, 4)
+    for key in [(slice(None), [2, 0], ..., 1), ([0, 1], ..., [1, 2], 3), ([1], 0, ..., 2)]:
+        got = lazy.adapt(values, chunks=2)[key].compute()
+        np.testing.assert_array_equal(got, values[key])
+
+
 def test_what_a_list_picked_can_be_picked_from() -> None:
     source = Recording(np.arange(100))
     x = lazy.adapt(source, chunks=30)[[3, 40, 41, 99]]
