@@ -30,6 +30,7 @@ __all__ = [
     "storage_errors",
     "sync_file",
     "sync_folder",
+    "unlocking",
     "write_file",
 ]
 
@@ -181,6 +182,20 @@ def lock_shared(file: Descriptor) -> None:
     """Take a shared advisory lock, held until the file is closed or the process dies."""
     with suppress(OSError):  # a filesystem without locks: there is nothing to hold
         fcntl.flock(file, fcntl.LOCK_SH)
+
+
+@contextmanager
+def unlocking(file: Descriptor) -> Iterator[None]:
+    """Close a file at the end, and first let go of what lock it has.
+
+    Closing alone leaves the lock to a child that was forked meanwhile, which has the file open too.
+    """
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()
 
 
 def lock_exclusive(file: Descriptor) -> bool:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from raggedstore.errors import CorruptionError, NotAStoreError, UsageError, VersionError
@@ -52,13 +52,14 @@ def vacuum(root: Path, keep: int) -> list[Path]:
     if keep < 1:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
     check_folders(root)
-    with closing(commits_lock(root)) as linking:
+    linking = commits_lock(root)
+    with files.unlocking(linking):
         removed = _remove_versions(root, _outdated(root, keep)) if _alone(linking) else []
     files.sync_folder(root / "versions")
     lock = root / "writers.lock"
     with files.storage_errors(lock, "be opened"):
         held = Descriptor(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-    with closing(held):
+    with files.unlocking(held):
         if files.lock_exclusive(held):
             removed += _remove_loose(root)
     files.sync_folder(segments_folder(root))
@@ -105,7 +106,7 @@ def _remove_versions(root: Path, versions: list[int]) -> list[Path]:
                 manifest = Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
                 continue  # another vacuum was faster
-        with closing(manifest):
+        with files.unlocking(manifest):
             if files.lock_exclusive(manifest):
                 with files.storage_errors(path, "be removed"), suppress(FileNotFoundError):
                     path.unlink()

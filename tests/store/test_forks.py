@@ -17,6 +17,7 @@ import tables
 import raggedstore as rs
 from raggedstore.segment.codec import encode_frame
 from raggedstore.segment.writer import hdf5_lock
+from raggedstore.store import vacuum
 
 SCHEMA = {"values": rs.Field("int32", (None,))}
 OPEN = tables.file._open_files
@@ -149,3 +150,42 @@ print(*sorted(name for name in {*sys.modules} - before if name.startswith("numpy
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
     assert done.stdout.split() == []
+
+
+def test_a_child_forked_in_the_midst_of_a_vacuum_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = rs.create(tmp_path / "store", SCHEMA)
+    children: list[int] = []
+    pipes: list[int] = []
+
+    def forking(root: Path) -> list[Path]:
+        wait, go_on = os.pipe()
+        pipes.append(go_on)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            for end in pipes:
+                os.close(end)
+            os.read(wait, 1)
+            os._exit(0)
+        os.close(wait)
+        children.append(child)
+        return []
+
+    monkeypatch.setattr(vacuum, "_outdated", lambda root, keep: forking(root))
+    monkeypatch.setattr(vacuum, "_remove_loose", forking)
+    signal.alarm(30)  # a lock that a child kept would be waited for for ever
+    try:
+        store.vacuum(keep=1)
+        with store.writer() as writer:
+            writer.append({"values": [1]})
+    finally:
+        signal.alarm(0)
+        for end in pipes:
+            os.close(end)
+        for child in children:
+            os.waitpid(child, 0)
+
+    assert len(children) == 2 and len(rs.open(store.path)) == 1
