@@ -8,6 +8,7 @@ mask or a position out of range.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from raggedstore.errors import KeyTypeError, OutOfRangeError
 
-__all__ = ["Positions", "as_position", "as_positions", "is_single", "stable_order"]
+__all__ = ["Positions", "as_position", "as_positions", "is_single", "split_by_part", "stable_order"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -105,6 +106,35 @@ def as_positions(key: Any, length: int, *, what: str = "sample") -> Positions:
     positions = array.astype(np.int64)
     positions[positions < 0] += length
     return positions
+
+
+def split_by_part(
+    starts: npt.NDArray[np.int64], positions: Positions
+) -> list[tuple[int, Positions, Positions]]:
+    """Which of some parts that lie one after another the positions are in.
+
+    Parameters
+    ----------
+    starts
+        (n + 1,) the position that each part begins at, and where the last ends.
+
+    Returns
+    -------
+    For each part that has any: its number, the (k,) positions within it, and the (k,) places
+    that they have among `positions`, ascending.
+    """
+    part = np.searchsorted(starts, positions, "right") - 1
+    if (part[1:] >= part[:-1]).all():
+        order = np.arange(len(part))
+    else:
+        order = np.argsort(part, kind="stable")
+        part = part[order]
+    edges = [0, *(np.flatnonzero(part[1:] != part[:-1]) + 1).tolist(), len(part)]
+    return [
+        (int(part[a]), positions[order[a:b]] - starts[part[a]], order[a:b])
+        for a, b in itertools.pairwise(edges)
+        if b > a
+    ]
 
 
 def stable_order(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

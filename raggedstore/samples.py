@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,13 @@ import numpy.typing as npt
 from raggedstore import splits, statistics
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
-from raggedstore.indexing import Positions, as_position, as_positions, is_single
+from raggedstore.indexing import (
+    Positions,
+    as_position,
+    as_positions,
+    is_single,
+    split_by_part,
+)
 from raggedstore.moments import Moments
 from raggedstore.schema import Field, Schema
 from raggedstore.statistics import Stats
@@ -487,33 +493,39 @@ class Concatenation(Samples):
         return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"
 
     def read(self, name: str, positions: Positions) -> Column:
-        field = self.schema[name]
-        return read_parts(
-            field, self._starts, positions, lambda i, local: self._parts[i].read(name, local)
-        )
+        return self._joined(name, positions, lambda part, local, _: part.read(name, local))
 
     def read_one(self, name: str, position: int) -> Any:
         part = int(np.searchsorted(self._starts, position, "right")) - 1
         return self._parts[part].read_one(name, position - int(self._starts[part]))
 
-    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
-        return shapes_of_parts(
-            self.schema[name],
-            self._starts,
-            positions,
-            lambda i, local: self._parts[i].read_shapes(name, local),
-        )
-
     def read_windows(
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
-        return windows_of_parts(
-            self.schema[name],
-            self._starts,
+        batch = self._joined(
+            name,
             positions,
-            (starts, stops),
-            lambda i, *where: self._parts[i].read_windows(name, *where),
+            lambda part, local, at: part.read_windows(name, local, starts[at], stops[at]),
         )
+        assert isinstance(batch, RaggedBatch)
+        return batch
+
+    def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
+        shapes = np.empty((len(positions), self.schema[name].ndim), np.int64)
+        for number, local, places in split_by_part(self._starts, positions):
+            shapes[places] = self._parts[number].read_shapes(name, local)
+        return shapes
+
+    def _joined(
+        self,
+        name: str,
+        positions: Positions,
+        read: Callable[[Samples, Positions, Positions], Column],
+    ) -> Column:
+        """What `read` gives for each part, its positions and their places, as one column."""
+        runs = split_by_part(self._starts, positions)
+        pieces = [read(self._parts[number], *where) for number, *where in runs]
+        return joined(self.schema[name], pieces, [places for _, _, places in runs])
 
     def moments(self, name: str, axes: statistics.Axes, *, skipna: bool) -> Moments:
         parts = (part.moments(name, axes, skipna=skipna) for part in self._parts)
@@ -525,96 +537,29 @@ def concat(parts: Sequence[Samples]) -> Concatenation:
     return Concatenation(parts)
 
 
-def split_by_part(
-    starts: npt.NDArray[np.int64], positions: Positions
-) -> tuple[list[tuple[int, Positions]], npt.NDArray[np.int64] | None]:
-    """Positions within each part, and how to put what the parts give back into order.
-
-    Returns
-    -------
-    list of (part, positions in it), and the (k,) index that restores the order asked for, or
-    None where the parts come in it already.
-    """
-    part = np.searchsorted(starts, positions, "right") - 1
-    restore = None
-    if len(part) and (np.diff(part) < 0).any():
-        order = np.argsort(part, kind="stable")
-        part, positions = part[order], positions[order]
-        restore = np.empty(len(order), np.int64)
-        restore[order] = np.arange(len(order))
-    edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
-    runs = [
-        (int(part[a]), positions[a:b] - starts[part[a]])
-        for a, b in itertools.pairwise(edges)
-        if b > a
-    ]
-    return runs, restore
-
-
-def read_parts(
-    field: Field, starts: npt.NDArray[np.int64], positions: Positions, read: Any
-) -> Column:
-    """What ``read(part, positions in it)`` gives for each part, in the order asked for."""
-    runs, restore = split_by_part(starts, positions)
-    if len(runs) == 1 and restore is None:
-        column: Column = read(*runs[0])
-        return column
-    pieces = [read(*run) for run in runs]
+def joined(field: Field, pieces: list[Column], places: list[Positions]) -> Column:
+    """The samples of all pieces in one column, those of each piece at its places."""
+    if len(pieces) == 1:
+        return pieces[0]
+    order = np.concatenate([np.empty(0, np.int64), *places])
+    restore = np.empty_like(order)
+    restore[order] = np.arange(len(order))
     if not field.is_ragged:
         empty = np.empty((0, *(d or 0 for d in field.shape)), field.dtype)
         # Left to itself concatenate gives the native byte order.
-        dense = np.concatenate(pieces, dtype=field.dtype) if pieces else empty
-        return dense if restore is None else dense[restore]
-    if not pieces:
-        none = np.zeros(0, np.int64)
-        return RaggedBatch.trusted(
-            np.empty(0, field.dtype), offsets_of(none), np.empty((0, field.ndim), np.int64)
-        )
-    sizes = np.concatenate([np.diff(piece.offsets) for piece in pieces])
+        dense: npt.NDArray[Any] = np.concatenate([empty, *pieces], dtype=field.dtype)
+        ordered: npt.NDArray[Any] = dense[restore]
+        return ordered
+    batches = [piece for piece in pieces if isinstance(piece, RaggedBatch)]
+    sizes = [np.diff(batch.offsets) for batch in batches]
+    shapes = [batch.shapes for batch in batches]
+    values = [batch.values for batch in batches]
     batch = RaggedBatch.trusted(
-        np.concatenate([piece.values for piece in pieces], dtype=field.dtype),
-        offsets_of(sizes),
-        np.concatenate([piece.shapes for piece in pieces]),
+        np.concatenate([np.empty(0, field.dtype), *values], dtype=field.dtype),
+        offsets_of(np.concatenate([np.empty(0, np.int64), *sizes])),
+        np.concatenate([np.empty((0, field.ndim), np.int64), *shapes]),
     )
-    return batch if restore is None else batch.take(restore)
-
-
-def shapes_of_parts(
-    field: Field, starts: npt.NDArray[np.int64], positions: Positions, read: Any
-) -> npt.NDArray[np.int64]:
-    """As `read_parts`, of shapes."""
-    runs, restore = split_by_part(starts, positions)
-    pieces = [read(*run) for run in runs] or [np.empty((0, field.ndim), np.int64)]
-    shapes: npt.NDArray[np.int64] = np.concatenate(pieces)
-    return shapes if restore is None else shapes[restore]
-
-
-def windows_of_parts(
-    field: Field,
-    starts: npt.NDArray[np.int64],
-    positions: Positions,
-    bounds: tuple[Positions, Positions],
-    read: Any,
-) -> RaggedBatch:
-    """As `read_parts`, of windows: ``read(part, positions in it, starts, stops)``."""
-    order = np.argsort(np.searchsorted(starts, positions, "right"), kind="stable")
-    low, high = bounds[0][order], bounds[1][order]
-    done = 0
-
-    def next_part(number: int, local: Positions) -> RaggedBatch:
-        nonlocal done
-        piece = slice(done, done + len(local))
-        done = piece.stop
-        batch: RaggedBatch = read(number, local, low[piece], high[piece])
-        return batch
-
-    batch = read_parts(field, starts, positions[order], next_part)
-    assert isinstance(batch, RaggedBatch)
-    if (np.diff(order) > 0).all():
-        return batch
-    restore = np.empty(len(order), np.int64)
-    restore[order] = np.arange(len(order))
-    return batch.take(restore)
+    return batch if (np.diff(order) > 0).all() else batch.take(restore)
 
 
 def present(field: Field, column: Column) -> Any:

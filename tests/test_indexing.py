@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raggedstore as rs
-from raggedstore.indexing import as_position, as_positions, is_single, stable_order
+from raggedstore.indexing import as_position, as_positions, is_single, split_by_part, stable_order
 from tests import strategies
 from tests.model import at
 
@@ -55,3 +55,22 @@ def test_unsigned_and_zero_dimensional_indices_count_as_integers() -> None:
 def test_stable_order_is_numpys_stable_order(keys: list[int]) -> None:
     array = np.array(keys, np.int64)
     assert stable_order(array).tolist() == np.argsort(array, kind="stable").tolist()
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
+def test_split_by_part_says_where_each_position_lies_and_where_it_was_asked_for(
+    sizes: list[int], data: Any
+) -> None:
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    total = int(starts[-1])
+    position = st.integers(0, max(total - 1, 0))
+    asked = np.array(data.draw(st.lists(position, max_size=12 if total else 0)), np.int64)
+
+    found = split_by_part(starts, asked)
+
+    assert [part for part, _, _ in found] == sorted({part for part, _, _ in found})
+    for part, local, places in found:
+        assert len(local) == len(places) > 0 and (np.diff(places) > 0).all()
+        assert (local < sizes[part]).all()
+        assert (local + starts[part]).tolist() == asked[places].tolist()
+    assert sum(len(places) for _, _, places in found) == len(asked)

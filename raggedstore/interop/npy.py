@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import strictjson
 from raggedstore.batch import RaggedBatch
 from raggedstore.errors import (
-    ConflictError,
     CorruptionError,
     FormatError,
     NotAStoreError,
@@ -40,7 +39,9 @@ from raggedstore.mapped import Dense, Files, Flat, OnDisk, on_disk
 from raggedstore.progress import track
 from raggedstore.samples import Samples
 from raggedstore.schema import Field, Schema
+from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
+from raggedstore.store.lists import MAX_BYTES
 
 __all__ = ["from_npy", "to_npy", "write_npy"]
 
@@ -105,7 +106,7 @@ class _Header:
         """The header of a file, held against the file's size."""
         if not path.exists():
             raise NotAStoreError(f"{path}: there is no such file")
-        with files.storage_errors(path, "be read"), open(path, "rb") as file:
+        with _opened(path) as file:
             try:
                 version = np.lib.format.read_magic(file)
                 # Versions 2 and 3 differ from 1 in how long a header is and how it is encoded.
@@ -113,9 +114,13 @@ class _Header:
                 shape, fortran, dtype = (
                     read(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
                 )
-            except ValueError as error:
-                raise FormatError(f"{path}: not a .npy file: {error}") from None
+            except OSError:
+                raise
+            except Exception as error:  # a header is Python, and its parsers raise what they like
+                raise FormatError(f"{path}: not a .npy file: {error!s:.200}") from None
             place, size = file.tell(), os.fstat(file.fileno()).st_size
+        if min(shape, default=0) < 0:
+            raise FormatError(f"{path}: not a .npy file: the shape {shape} makes no sense")
         if dtype.hasobject:
             raise FormatError(f"{path}: holds Python objects, which are never unpickled")
         if size < place + math.prod(shape) * dtype.itemsize:
@@ -124,13 +129,24 @@ class _Header:
 
     def mapped(self, mode: str) -> Array:
         """The array, memory-mapped."""
-        if not math.prod(self.shape):  # there is nothing to map
+        if not math.prod(self.shape) * self.dtype.itemsize:  # there is nothing to map
             return np.empty(self.shape, self.dtype)
         order = "F" if self.fortran else "C"
         with files.storage_errors(Path(self.path), "be opened"):
             return np.memmap(  # type: ignore[call-overload, no-any-return]
                 self.path, self.dtype, mode, self.place, self.shape, order
             )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read from; no pipe or device, which might never end."""
+    with (
+        files.storage_errors(path, "be read"),
+        closing(Descriptor(path)) as descriptor,
+        open(descriptor.fileno(), "rb", closefd=False) as file,
+    ):
+        yield file
 
 
 def _field(path: Path, name: str, mode: str) -> OnDisk:
@@ -161,12 +177,13 @@ def _field(path: Path, name: str, mode: str) -> OnDisk:
 
 def _written(folder: Path, mode: str) -> dict[str, OnDisk]:
     """The fields of a folder that `to_npy` wrote."""
-    import json
-
     path = folder / _SCHEMA
+    with _opened(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"{path}: too large for a schema")
     try:
-        with files.storage_errors(path, "be read"):
-            schema = Schema.from_json(json.loads(path.read_bytes()))
+        schema = Schema.from_json(strictjson.loads(data))
     except ValueError as error:
         raise FormatError(f"{path}: describes no schema: {error}") from None
     return {name: _written_field(folder, name, field, mode) for name, field in schema.items()}
@@ -229,7 +246,7 @@ def write_npy(path: Source, pieces: Iterable[npt.ArrayLike]) -> tuple[int, ...]:
         There are no pieces.
     """
     target = Path(path)
-    with _appearing(target) as temporary:
+    with files.appearing(target) as temporary:
         ordered = iter(pieces)
         first = next((np.asarray(piece) for piece in ordered), None)
         if first is None:
@@ -246,7 +263,7 @@ def write_npy(path: Source, pieces: Iterable[npt.ArrayLike]) -> tuple[int, ...]:
 def to_npy(samples: Samples, path: Source, *, progress: bool = False) -> None:
     """As `Samples.to_npy`."""
     folder = Path(path)
-    with _appearing(folder) as temporary:
+    with files.appearing(folder) as temporary:
         with files.storage_errors(folder, "be made"):
             temporary.mkdir()
         for name, field in samples.schema.items():
@@ -328,28 +345,3 @@ class _Growing:
                 self._put_header()
                 self._file.flush()
                 os.fsync(self._file.fileno())
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Where to make a new file or folder that appears as `target`, whole, or leaves nothing."""
-    if os.path.lexists(target):
-        raise ConflictError(f"{target} exists already")
-    temporary = target.with_name(f"{files.TEMPORARY}{os.urandom(6).hex()}-{target.name}")
-    try:
-        yield temporary
-        if temporary.is_dir():
-            files.rename(temporary, target)
-        else:
-            with files.storage_errors(target, "be put in place"):
-                try:
-                    os.link(temporary, target)
-                except FileExistsError:  # made meanwhile
-                    raise ConflictError(f"{target} exists already") from None
-        files.sync_folder(target.parent)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
-from raggedstore.errors import ConflictError, CorruptionError, FormatError, NotAStoreError
+from raggedstore.errors import CorruptionError, FormatError, NotAStoreError
 from raggedstore.indexing import Positions
 from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
@@ -110,7 +109,7 @@ class SingleFile(Samples):
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
         self.schema[name]
-        return self._reader.windows(name, positions, starts, stops)
+        return self._reader.ragged(name, positions, (starts, stops))
 
 
 def _table(name: str, data: FileBytes, *, group: str, checksums: bool) -> SegmentTable:
@@ -142,21 +141,15 @@ def export(
     ConflictError
         The file exists.
     """
-    target = Path(path)
-    with files.storage_errors(target, "be looked for"):
-        if target.exists():
-            raise ConflictError(f"{target} exists already")
-    # Another name each time: what an export that was cut off left is in nobody's way.
-    temporary = target.with_name(f"{files.TEMPORARY}{os.urandom(6).hex()}-{target.name}")
-    with encoding_pool() as pool:
+    with files.appearing(Path(path)) as temporary, encoding_pool() as pool:
         writer = SegmentWriter(temporary, samples.schema, compressions, pool, alone=True)
         try:
             _copy(samples, writer, progress=progress)
             writer.seal()
-            files.sync_file(temporary)
-            _put_in_place(temporary, target)
-        finally:
-            writer.abort()  # which removes the temporary name
+        except BaseException:
+            writer.abort()
+            raise
+        files.sync_file(temporary)
 
 
 def _copy(samples: Samples, writer: SegmentWriter, *, progress: bool) -> None:
@@ -171,14 +164,3 @@ def _copy(samples: Samples, writer: SegmentWriter, *, progress: bool) -> None:
                 parts[name] = (flat, shapes)
             writer.extend(parts, len(block))
             advance(len(block))
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    """Give a finished file its name, for good or not at all."""
-    files.place(temporary, target)
-    try:
-        files.sync_folder(target.parent)
-    except BaseException:
-        with suppress(OSError):
-            target.unlink()
-        raise

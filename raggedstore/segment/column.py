@@ -32,6 +32,8 @@ __all__ = ["ColumnReader"]
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
+#: One range of no more bytes is read without planning, though it is copied once more.
+_LITTLE = 2**16
 #: A sequential read of more than this decodes in parallel anyway, and reads ahead by itself.
 _AHEAD_BELOW = 2**22
 
@@ -255,12 +257,36 @@ class ColumnReader:
         """The rows in ``[starts, stops)``, one range after another."""
         total = int((stops - starts).sum())
         out = np.empty((total, *self._row_shape), self._dtype)
+        self._gather(starts, stops, out)
+        return out
+
+    def read_into(
+        self,
+        starts: Int64s,
+        stops: Int64s,
+        out: npt.NDArray[Any],
+        places: Int64s,
+    ) -> None:
+        """As `read`, each range to the rows of `out` that begin at its place."""
+        if len(starts) == 1 and (stops[0] - starts[0]) * self.row_nbytes <= _LITTLE:
+            start, stop, place = int(starts[0]), int(stops[0]), int(places[0])
+            out[place : place + stop - start] = self.run(start, stop)
+        else:
+            self._gather(starts, stops, out, places)
+
+    def _gather(
+        self,
+        starts: Int64s,
+        stops: Int64s,
+        out: npt.NDArray[Any],
+        places: Int64s | None = None,
+    ) -> None:
         context = self._context
-        gather(starts, stops, out, self, context.pool, context.threads)
+        gather(starts, stops, out, self, context.pool, context.threads, places)
+        total = int((stops - starts).sum())
         if total:
             first, last = int(starts[0]), int(stops[-1])
             self._went_on(first if total == last - first else -2, last)
-        return out
 
     def row(self, number: int) -> Any:
         """One row: an array, or a scalar where rows are scalars."""

@@ -1,6 +1,6 @@
 """Rows from chunks into one buffer: plan a whole batch in NumPy, then as few calls as may be.
 
-The caller asks for row ranges of one dataset, to lie one after another in `out`. Ranges that
+The caller asks for row ranges of one dataset, and says where each is to lie in `out`. Ranges that
 continue one another are merged; each is cut at chunk borders into pieces; pieces are put in file
 order. What then happens to a chunk depends on how much of it is wanted:
 
@@ -82,31 +82,32 @@ class _Pieces:
     place: Int64s  #: first row, in the output
 
 
-def merge_ranges(starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
-    """The same rows in the same order as fewer ranges; empty ones are dropped."""
+def merge_ranges(starts: Int64s, stops: Int64s, places: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """The same rows to the same places as fewer ranges; empty ones are dropped."""
     full = stops > starts
     if not full.all():
-        starts, stops = starts[full], stops[full]
+        starts, stops, places = starts[full], stops[full], places[full]
     if len(starts) < 2:
-        return starts, stops
-    breaks = np.flatnonzero(starts[1:] != stops[:-1])
-    return (
-        starts[np.concatenate([[0], breaks + 1])],
-        stops[np.concatenate([breaks, [len(stops) - 1]])],
-    )
+        return starts, stops, places
+    # One that continues another lies as far from it as its rows do: neither goes back.
+    apart = starts[1:] != stops[:-1]
+    apart |= places[1:] - places[:-1] != starts[1:] - starts[:-1]
+    breaks = np.flatnonzero(apart)
+    firsts = np.concatenate([[0], breaks + 1])
+    return starts[firsts], stops[np.concatenate([breaks, [len(stops) - 1]])], places[firsts]
 
 
-def cut_at_chunks(starts: Int64s, stops: Int64s, chunk_rows: int) -> _Pieces:
+def cut_at_chunks(starts: Int64s, stops: Int64s, places: Int64s, chunk_rows: int) -> _Pieces:
     """The pieces of ranges, in the order of the ranges."""
     first, last = starts // chunk_rows, (stops - 1) // chunk_rows
     if (first == last).all():
-        count = stops - starts
-        return _Pieces(first, starts - first * chunk_rows, count, offsets_of(count)[:-1])
+        return _Pieces(first, starts - first * chunk_rows, stops - starts, places)
     counts = last - first + 1
     chunks = expand_ranges(first, counts)
     low = np.maximum(np.repeat(starts, counts), chunks * chunk_rows)
     high = np.minimum(np.repeat(stops, counts), (chunks + 1) * chunk_rows)
-    return _Pieces(chunks, low - chunks * chunk_rows, high - low, offsets_of(high - low)[:-1])
+    place = low + np.repeat(places - starts, counts)
+    return _Pieces(chunks, low - chunks * chunk_rows, high - low, place)
 
 
 def gather(
@@ -116,44 +117,55 @@ def gather(
     source: ChunkSource,
     pool: ThreadPoolExecutor | None,
     threads: int = 2,
+    places: Int64s | None = None,
 ) -> None:
-    """Fill `out` with the rows of the ranges ``[starts, stops)``, one after another.
+    """Put the rows of the ranges ``[starts, stops)`` into `out`.
 
     Parameters
     ----------
     starts, stops
         (k,) int64, within the rows of `source`.
     out
-        (total, ...) C-contiguous.
+        (n, ...) C-contiguous.
     pool, threads
         Where to decode besides the caller's own thread, or None; and in how many threads in all.
+    places
+        (k,) the row of `out` that each range begins at; one after another if not given.
     """
-    starts, stops = merge_ranges(starts, stops)
+    side_by_side = places is None
+    if places is None:
+        places = offsets_of(stops - starts)[:-1]
+    starts, stops, places = merge_ranges(starts, stops, places)
     if not len(starts):
         return
-    pieces = cut_at_chunks(starts, stops, source.chunk_rows)
+    total = int((stops - starts).sum())
+    pieces = cut_at_chunks(starts, stops, places, source.chunk_rows)
     keys = pieces.chunk
     if source.block_nbytes:
         chunk_nbytes = source.chunk_rows * source.row_nbytes
         keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
-    if out.nbytes <= _THREADED:
+    if total * source.row_nbytes <= _THREADED:
         pool = None
-    if (keys[1:] >= keys[:-1]).all():
+    tiny = total < _TINY * len(keys)
+    if (keys[1:] >= keys[:-1]).all() and (side_by_side or not tiny):
         run(list(_tasks(pieces, out, source)), pool, threads)
         return
     order = stable_order(keys)
-    tiny = len(out) < _TINY * len(order)
     count = pieces.count[order]
     offsets = offsets_of(count)
-    # Tiny pieces: each chunk's are copied side by side, and put into the order asked for at last.
-    rows, place = (np.empty_like(out), offsets[:-1]) if tiny else (out, pieces.place[order])
+    # Tiny pieces: each chunk's are copied side by side, and put to where they belong at last.
+    rows, place = out, pieces.place[order]
+    if tiny:
+        rows, place = np.empty((total, *out.shape[1:]), out.dtype), offsets[:-1]
     in_order = _Pieces(pieces.chunk[order], pieces.low[order], count, place)
     run(list(_tasks(in_order, rows, source)), pool, threads)
-    if tiny:
+    if tiny and side_by_side:
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        places = np.append(pieces.place, len(out))
-        copy_ranges(rows, offsets[:-1][back], offsets[1:][back], places, out)
+        where = np.append(pieces.place, total)
+        copy_ranges(rows, offsets[:-1][back], offsets[1:][back], where, out)
+    elif tiny:
+        out[expand_ranges(pieces.place[order], count)] = rows
 
 
 Task = Callable[[], None]

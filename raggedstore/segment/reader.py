@@ -134,38 +134,57 @@ class SegmentReader:
             return self.spans(name, positions)[1]
         return np.tile(np.array(spec.shape, np.int64), (len(positions), 1))
 
-    def ragged(self, name: str, positions: Int64s) -> RaggedBatch:
-        """The samples at `positions` of a ragged field."""
+    def bounds(
+        self, name: str, positions: Int64s, windows: tuple[Int64s, Int64s] | None = None
+    ) -> tuple[Int64s, Int64s, Int64s]:
+        """Where the values of samples lie in data: starts, stops, both (k,), and (k, d) shapes.
+
+        Parameters
+        ----------
+        windows
+            (k,) starts and stops of the rows that are wanted of each, cut to those it has; all of
+            them if not given.
+        """
+        if windows is None and len(positions) == 1:
+            start, stop, shape = self._bounds_of_one(name, int(positions[0]))
+            return np.array([start]), np.array([stop]), np.array([shape or [stop - start]])
         spans, shapes = self.spans(name, positions)
-        values = self.rows(name, DATA, spans[:, 0], spans[:, 1])
-        return RaggedBatch.trusted(values, offsets_of(spans[:, 1] - spans[:, 0]), shapes)
+        if windows is None:
+            return spans[:, 0], spans[:, 1], shapes
+        row = shapes[:, 1:].prod(axis=1)
+        low = np.minimum(windows[0], shapes[:, 0])
+        high = np.clip(windows[1], low, shapes[:, 0])
+        shapes = np.concatenate([(high - low)[:, None], shapes[:, 1:]], axis=1)
+        return spans[:, 0] + low * row, spans[:, 0] + high * row, shapes
+
+    def ragged(
+        self, name: str, positions: Int64s, windows: tuple[Int64s, Int64s] | None = None
+    ) -> RaggedBatch:
+        """The samples at `positions` of a ragged field, or windows of them, as for `bounds`."""
+        starts, stops, shapes = self.bounds(name, positions, windows)
+        values = self.rows(name, DATA, starts, stops)
+        return RaggedBatch.trusted(values, offsets_of(stops - starts), shapes)
 
     def one(self, name: str, position: int) -> Any:
         """The sample at `position`, of its own shape; a scalar of a field of scalars."""
-        spec = self.table.schema[name]
-        if not spec.is_ragged:
+        if not self.table.schema[name].is_ragged:
             return self.column(name, DATA).row(position)
+        start, stop, shape = self._bounds_of_one(name, position)
+        values = self.column(name, DATA).run(start, stop)
+        return values.reshape(shape) if shape else values
+
+    def _bounds_of_one(self, name: str, position: int) -> tuple[int, int, list[int]]:
+        """Start and stop in data, and the shape, of a sample; no shape where it is a vector."""
+        spec = self.table.schema[name]
         start, stop = self.column(name, SPAN).row(position).tolist()
-        data = self.column(name, DATA)
-        fits = 0 <= start <= stop <= data.rows
+        fits = 0 <= start <= stop <= self.column(name, DATA).rows
         shape: list[int] = []
         if not spec.is_vector:
             shape = self.column(name, SHAPE).row(position).tolist()
             fits = fits and _shape_fits(spec, shape, stop - start)
         if not fits:
             self.spans(name, np.array([position], np.int64))  # says what is wrong
-        values = data.run(start, stop)
-        return values.reshape(shape) if shape else values
-
-    def windows(self, name: str, positions: Int64s, starts: Int64s, stops: Int64s) -> RaggedBatch:
-        """Rows ``[start, stop)`` of the samples at `positions`, decoding only their chunks."""
-        spans, shapes = self.spans(name, positions)
-        row = shapes[:, 1:].prod(axis=1)
-        low = np.minimum(starts, shapes[:, 0])
-        high = np.clip(stops, low, shapes[:, 0])
-        values = self.rows(name, DATA, spans[:, 0] + low * row, spans[:, 0] + high * row)
-        shapes = np.concatenate([(high - low)[:, None], shapes[:, 1:]], axis=1)
-        return RaggedBatch.trusted(values, offsets_of((high - low) * row), shapes)
+        return start, stop, shape
 
     def dense(self, name: str, positions: Int64s) -> npt.NDArray[Any]:
         """(k, ...) the samples at `positions` of a field without ragged dimensions."""

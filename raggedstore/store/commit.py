@@ -154,9 +154,7 @@ def commit(
 
 def commits_lock(root: Path) -> Descriptor:
     """The file that is locked while a version is linked, or versions are removed."""
-    path = root / "commits.lock"
-    with files.storage_errors(path, "be opened"):
-        return Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    return files.lock_file(root / "commits.lock")
 
 
 @contextmanager

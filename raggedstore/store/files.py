@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -21,7 +22,9 @@ from raggedstore.segment.file import Descriptor
 __all__ = [
     "NO_LINKS",
     "TEMPORARY",
+    "appearing",
     "lock_exclusive",
+    "lock_file",
     "lock_shared",
     "place",
     "publish",
@@ -176,6 +179,60 @@ def put(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def appearing(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Where to make a file or a folder that then appears as `target`, whole or not at all.
+
+    It is made, and synced, in the `with` block. Its name is another one each time: what was left
+    when one was cut off is in nobody's way. Errors of the disk name `target` in its stead.
+
+    Parameters
+    ----------
+    replace
+        Whether a file may take the place of one that is there.
+
+    Raises
+    ------
+    ConflictError
+        There is something already.
+    """
+    if not replace and os.path.lexists(target):
+        raise ConflictError(f"{target} exists already")
+    temporary = target.with_name(f"{TEMPORARY}{os.urandom(6).hex()}-{target.name}")
+    try:
+        yield temporary
+        if replace or temporary.is_dir():
+            rename(temporary, target)
+        else:
+            place(temporary, target)
+        try:
+            sync_folder(target.parent)
+        except BaseException:
+            if not replace:
+                _remove(target)
+            raise
+    except StorageError as error:
+        *number, message = error.args
+        raise StorageError(*number, message.replace(temporary.name, target.name)) from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def lock_file(path: Path) -> Descriptor:
+    """Open an empty file that is locked, or only there, as a sign; made where it is not there."""
+    with storage_errors(path, "be opened"):
+        return Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
 
 
 def lock_shared(file: Descriptor) -> None:

@@ -256,7 +256,9 @@ def _unnamed(root: Path) -> tuple[str, ...]:
             for entry in manifest.lists:
                 with suppress(CorruptionError):
                     named |= {segment.file for segment in read_list(root, entry)}
-    found = {path.name for path in segments_folder(root).glob("*.h5")}
+    folder = segments_folder(root)
+    with files.storage_errors(folder, "be listed"):
+        found = {name for name in os.listdir(folder) if name.endswith(".h5")}
     return tuple(sorted(n for n in found - named if not n.startswith(files.TEMPORARY)))
 
 
@@ -294,9 +296,11 @@ def _examine_segment(snapshot: Snapshot, entry: SegmentEntry, first: int) -> _Pa
     """What is left of one segment."""
     root, name = snapshot.root, entry.file[:-3]
     path = segments_folder(root) / entry.file
-    if path.is_symlink():
+    with files.storage_errors(path, "be looked at"):
+        is_link, is_other = path.is_symlink(), path.exists() and not path.is_file()
+    if is_link:
         return _lost(entry, name, first, "a symbolic link, which a store never holds")
-    if path.exists() and not path.is_file():
+    if is_other:
         return _lost(entry, name, first, "not a regular file")
     try:
         data = FileBytes(path, snapshot.context.files)
@@ -315,6 +319,8 @@ def _examine_segment(snapshot: Snapshot, entry: SegmentEntry, first: int) -> _Pa
             return _lost(entry, name, first, message)
         try:
             _remade_index(snapshot.manifest, entry, data)
+        except StorageError:  # not of the file, but of the disk
+            raise
         except RaggedStoreError as error:
             return _lost(entry, name, first, f"its chunk table is {index}, and: {error}")
         return _Part(entry, "reindexed")
@@ -492,4 +498,4 @@ class _OneSegment(Samples):
     def read_windows(
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
-        return self._reader.windows(name, positions, starts, stops)
+        return self._reader.ragged(name, positions, (starts, stops))

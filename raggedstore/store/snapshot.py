@@ -11,6 +11,7 @@ asks for the exclusive one, leaves alone what somebody is reading.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -28,9 +29,10 @@ from raggedstore.errors import (
     StorageError,
     VersionError,
 )
-from raggedstore.indexing import Positions
-from raggedstore.samples import Samples, read_parts, shapes_of_parts, windows_of_parts
+from raggedstore.indexing import Positions, split_by_part
+from raggedstore.samples import Samples
 from raggedstore.schema import Schema
+from raggedstore.segment import several
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import Descriptor, FileBytes
 from raggedstore.segment.reader import SegmentReader
@@ -67,6 +69,7 @@ class Parts:
 
     entries: list[SegmentEntry | LostList]
     starts: npt.NDArray[np.int64]  #: (n + 1,)
+    firsts: list[int]  #: the same but the last, to look one sample up in
     readers: list[SegmentReader | None]  #: those opened so far
 
 
@@ -161,53 +164,48 @@ class Snapshot(Samples):
         if len({*segments}) < len(segments):
             raise FormatError(f"{self.root}: version {self.manifest.version} has a segment twice")
         starts = offsets_of([entry.samples for entry in entries])
-        return Parts(entries, starts, [None] * len(entries))
+        return Parts(entries, starts, starts[:-1].tolist(), [None] * len(entries))
+
+    def _parts_of(self, positions: Positions) -> list[several.Part]:
+        """The segments that hold samples, and which of them each does."""
+        parts = self.parts
+        if len(parts.readers) == 1 and len(positions):
+            return [several.Part(self.reader(0), positions, np.arange(len(positions)))]
+        return [
+            several.Part(self.reader(number), local, places)
+            for number, local, places in split_by_part(parts.starts, positions)
+        ]
 
     @_or_removed
     def read(self, name: str, positions: Positions) -> RaggedBatch | npt.NDArray[Any]:
         """The field `name` of the samples at `positions`."""
-        field = self.manifest.schema[name]
-
-        def part(number: int, local: Positions) -> RaggedBatch | npt.NDArray[Any]:
-            reader = self.reader(number)
-            return reader.ragged(name, local) if field.is_ragged else reader.dense(name, local)
-
-        return read_parts(field, self.parts.starts, positions, part)
+        field, parts = self.schema[name], self._parts_of(positions)
+        if field.is_ragged:
+            return several.ragged(name, field, parts)
+        return several.dense(name, field, parts)
 
     @_or_removed
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
-        parts = self.parts
-        if len(parts.readers) == 1:
-            return self.reader(0).one(name, position)
-        number = int(np.searchsorted(parts.starts, position, "right")) - 1
-        return self.reader(number).one(name, position - int(parts.starts[number]))
+        first = self.parts.firsts
+        number = bisect_right(first, position) - 1
+        return self.reader(number).one(name, position - first[number])
 
     @_or_removed
     def read_windows(
         self, name: str, positions: Positions, starts: Positions, stops: Positions
     ) -> RaggedBatch:
         """Rows ``[start, stop)`` of the ragged field `name` of each sample."""
-        return windows_of_parts(
-            self.manifest.schema[name],
-            self.parts.starts,
-            positions,
-            (starts, stops),
-            lambda number, *where: self.reader(number).windows(name, *where),
-        )
+        parts = self._parts_of(positions)
+        return several.ragged(name, self.schema[name], parts, (starts, stops))
 
     @_or_removed
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         """(k, d) shapes of the field `name` at `positions`."""
-        field = self.manifest.schema[name]
+        field = self.schema[name]
         if not field.is_ragged:
             return np.tile(np.array(field.shape, np.int64), (len(positions), 1))
-        return shapes_of_parts(
-            field,
-            self.parts.starts,
-            positions,
-            lambda number, local: self.reader(number).shapes(name, local),
-        )
+        return several.shapes(name, field, self._parts_of(positions))
 
 
 def newest_snapshot(

@@ -56,9 +56,7 @@ def vacuum(root: Path, keep: int) -> list[Path]:
     with files.unlocking(linking):
         removed = _remove_versions(root, _outdated(root, keep)) if _alone(linking) else []
     files.sync_folder(root / "versions")
-    lock = root / "writers.lock"
-    with files.storage_errors(lock, "be opened"):
-        held = Descriptor(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    held = files.lock_file(root / "writers.lock")
     with files.unlocking(held):
         if files.lock_exclusive(held):
             removed += _remove_loose(root)
@@ -119,8 +117,7 @@ def _remove_versions(root: Path, versions: list[int]) -> list[Path]:
 def _mark(root: Path, version: int) -> None:
     """Say that versions after one that stays are removed; see `manifest`."""
     path = mark_of(root, version)
-    with files.storage_errors(path, "be made"):
-        Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW).close()
+    files.lock_file(path).close()
     files.sync_folder(path.parent)  # even where it was there: who made it may have come no further
 
 

@@ -16,6 +16,7 @@ from raggedstore.progress import track
 from raggedstore.samples import present
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.reader import SegmentReader, bad_spans
+from raggedstore.store import files
 from raggedstore.store.commit import digest_of, segments_folder
 from raggedstore.store.lists import SegmentEntry
 from raggedstore.store.snapshot import LostList, Snapshot, open_segment
@@ -128,7 +129,9 @@ def _verify_segment(
         message = "the file's digest does not hold: HDF5's own structures are damaged, no sample is"
         report.faults.append(Fault(name, None, None, message))
     index = segments_folder(snapshot.root) / entry.index
-    if not index.exists():
+    with files.storage_errors(index, "be looked at"):
+        is_there = index.exists()
+    if not is_there:
         report.faults.append(Fault(name, None, None, "its chunk table is missing; samples read"))
     report.damaged += int(damaged.sum())
     del report.faults[faults + _LISTED :]

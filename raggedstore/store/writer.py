@@ -523,8 +523,6 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
 
 def _hold_writer_lock(root: Path) -> Descriptor:
     """Say, until the file is closed, that somebody writes: vacuum then spares loose files."""
-    path = root / "writers.lock"
-    with files.storage_errors(path, "be opened"):
-        file = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    file = files.lock_file(root / "writers.lock")
     files.lock_shared(file)
     return file

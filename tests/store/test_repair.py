@@ -490,12 +490,43 @@ def test_a_disk_that_refuses_is_no_damage(store: rs.Store, monkeypatch: pytest.M
     def refuse(*arguments: Any) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    real = os.stat
+
+    def refuse_segments(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(".h5"):
+            refuse()
+        return real(path, **options)
+
+    for function, put in (("preadv", refuse), ("stat", refuse_segments)):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, function, put)
+            with pytest.raises(rs.StorageError, match="Input/output error"):
+                repair(store.path)
+
+    assert contents(store) == before
+
+
+def test_a_disk_that_refuses_while_an_idx_is_made_anew_is_no_damage(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment_path(store, 0).with_suffix(".idx").unlink()
+    real, digested = os.pread, False
+
+    def refuse_after_digest(number: int, size: int, at: int) -> bytes:
+        nonlocal digested
+        if digested:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        piece = real(number, size, at)
+        digested = at + size == os.fstat(number).st_size
+        return piece
+
     with monkeypatch.context() as patched:
-        patched.setattr(os, "preadv", refuse)
+        patched.setattr(os, "pread", refuse_after_digest)
         with pytest.raises(rs.StorageError, match="Input/output error"):
             repair(store.path)
 
-    assert contents(store) == before
+    report = repair(store.path)
+    assert report.reindexed and not report.lost
 
 
 def test_a_store_open_to_read_is_not_repaired(store: rs.Store) -> None:
