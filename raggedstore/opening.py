@@ -45,7 +45,7 @@ def open(
         Check what is read against its checksum, of a store or an exported file (2 to 12 % of the
         time of reading). Without, a damaged file may give wrong values.
     verify
-        Of a store: verify all checksums and side columns first.
+        Verify all checksums and side columns first.
 
     Raises
     ------
@@ -77,8 +77,9 @@ def open(
         raise UsageError("a single file opens to read only: mode='r'")
     if version is not None:
         raise UsageError("a single file has no versions")
-    if verify:
-        raise UsageError("only a store is verified first: a single file is checked as it is read")
-    return SingleFile(
+    file = SingleFile(
         where, group=group or "/", budget=budget, in_memory=in_memory, checksums=checksums
     )
+    if verify:
+        file.verify().raise_for_faults()
+    return file

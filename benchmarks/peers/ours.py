@@ -44,15 +44,14 @@ class Ours(Peer):
 class _Reader(Reader):
     def __init__(self, folder: Path, cache_bytes: int) -> None:
         self._cache = cache_bytes
-        self._folder = folder / "store"
-        self._store = rs.open(self._folder, budget=cache_bytes)
+        self._store = rs.open(folder / "store", budget=cache_bytes)
         self._view = self._store["x"]
+        # Of epochs, a quarter is for the store's chunks, the rest for what the loader made ready.
+        self._looped = rs.open(folder / "store", budget=cache_bytes // 4)
 
     def _epoch(self, batch: int, order: Order, where: Int64s | None = None) -> Iterator[Batch]:
-        # A quarter for the store's chunks, the rest for what the loader has made ready.
-        store = rs.open(self._folder, budget=self._cache // 4)
         loader = Loader(
-            store,
+            self._looped,
             fields=["x"],
             order=order,
             where=where,
@@ -62,7 +61,6 @@ class _Reader(Reader):
         for parts in loader:
             ragged = parts["x"]
             yield Flat(ragged.values, ragged.offsets, ragged.shapes)
-        store.close()
 
     def sequential(self, batch: int) -> Iterator[Batch]:
         return self._epoch(batch, Sequential())
@@ -80,3 +78,4 @@ class _Reader(Reader):
 
     def close(self) -> None:
         self._store.close()
+        self._looped.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from raggedstore.cli.opening import CORPUS, opened_store
+from raggedstore.cli.opening import CORPUS, opened, opened_store
 from raggedstore.cli.output import one_line, plain, print_json, print_table, when
 from raggedstore.errors import UsageError
 from raggedstore.store.repair import RepairReport
@@ -65,22 +65,24 @@ def _check_folder(corpus: str, what: str) -> None:
 @CORPUS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(corpus: str, as_json: bool) -> int:
-    """Check all of CORPUS against its checksums.
+    """Check all of CORPUS, a store or a single file, against its checksums.
 
-    Every fault is one line on stderr, and the exit status is 1 if there is any.
+    Every fault is one line on stderr, and the exit status is 1 if there is any. What another tool
+    wrote has no checksums: of that, only what does not decode or fit together is found.
 
     \b
-    Example:
+    Examples:
       raggedstore verify corpus && raggedstore vacuum corpus
+      raggedstore verify exported.h5
     """
-    with opened_store(corpus) as store:
-        report = store.verify(progress=True)
+    with opened(corpus) as samples:
+        report = samples.verify(progress=True)
     if as_json:
         faults = [
             {"segment": f.segment, "field": f.field, "sample": f.sample, "message": f.message}
             for f in report.faults
         ]
-        checked = {**report.checked, "damaged": report.damaged}
+        checked = {**report.checked, "damaged": report.damaged, "checksums": report.checksums}
         print_json({"ok": report.ok, "checked": checked, "faults": faults})
         return 0 if report.ok else 1
     for fault in report.faults:

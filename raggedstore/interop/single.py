@@ -25,6 +25,7 @@ from raggedstore.segment.rebuild import rebuild_table
 from raggedstore.segment.table import SegmentTable
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
+from raggedstore.store.verification import BUDGET, Report, verify_file
 from raggedstore.store.writer import encoding_pool
 from raggedstore.units import format_bytes, parse_bytes
 
@@ -69,9 +70,7 @@ class SingleFile(Samples):
             "checksums": checksums,
         }
         context = ReadContext(parse_bytes(budget, what="budget"), in_memory=in_memory)
-        data = FileBytes(self._path, context.files, in_memory=in_memory)
-        table = _table(str(self._path), data, group=group, checksums=checksums)
-        self._reader = SegmentReader(str(self._path), data, table, context)
+        self._reader = _reader(self._path, context, group=group, checksums=checksums)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self._path), self._options)
@@ -93,6 +92,17 @@ class SingleFile(Samples):
         size = format_bytes(self.nbytes_stored)
         return f"<SingleFile {self._path}: {len(self)} samples in {size}; {fields}>"
 
+    def verify(self, *, progress: bool = False) -> Report:
+        """Check every chunk, and every side column against its data.
+
+        Against checksums, where `export` put them into the file and no other tool has opened it
+        to write since (`Report.checksums`); of others, only what does not decode is found.
+        """
+        group = str(self._options["group"])
+        # As it lies there now and with its checksums, however it was opened.
+        reader = _reader(self._path, ReadContext(BUDGET), group=group, checksums=True)
+        return verify_file(reader, progress=progress)
+
     def read(self, name: str, positions: Positions) -> Column:
         field = self.schema[name]
         reader = self._reader
@@ -110,6 +120,12 @@ class SingleFile(Samples):
     ) -> RaggedBatch:
         self.schema[name]
         return self._reader.ragged(name, positions, (starts, stops))
+
+
+def _reader(path: Path, context: ReadContext, *, group: str, checksums: bool) -> SegmentReader:
+    data = FileBytes(path, context.files, in_memory=context.in_memory)
+    table = _table(str(path), data, group=group, checksums=checksums)
+    return SegmentReader(str(path), data, table, context)
 
 
 def _table(name: str, data: FileBytes, *, group: str, checksums: bool) -> SegmentTable:

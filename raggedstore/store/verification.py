@@ -21,10 +21,10 @@ from raggedstore.store.commit import digest_of, segments_folder
 from raggedstore.store.lists import SegmentEntry
 from raggedstore.store.snapshot import LostList, Snapshot, open_segment
 
-__all__ = ["Fault", "Report", "verify", "verify_field"]
+__all__ = ["Fault", "Report", "verify", "verify_field", "verify_file"]
 
 _ROWS = 2**16
-_BUDGET = 2**24
+BUDGET = 2**24  #: bytes of decoded data that verifying holds
 _LISTED = 1000  # faults of one segment that are listed; more add nothing
 
 
@@ -56,6 +56,7 @@ class Report:
     nbytes: int = 0  #: stored bytes looked at
     faults: list[Fault] = field(default_factory=list)
     damaged: int = 0  #: samples that do not read whole
+    checksums: bool = True  #: whether values were held against any: not those of a foreign file
 
     @property
     def ok(self) -> bool:
@@ -74,6 +75,8 @@ class Report:
 
     def __str__(self) -> str:
         what = f"{self.samples} samples, {self.segments} segments, {self.chunks} chunks"
+        if not self.checksums:
+            what += ", of which none has a checksum"
         if self.ok:
             return f"no faults in {what}"
         reads = self.samples - self.damaged
@@ -92,7 +95,7 @@ def verify(snapshot: Snapshot, *, progress: bool = False) -> Report:
     """Look at everything in one version."""
     report = Report()
     parts = snapshot.parts
-    context = ReadContext(_BUDGET)  # with checksums, however the store was opened
+    context = ReadContext(BUDGET)  # with checksums, however the store was opened
     total = sum(part.bytes for part in snapshot.manifest.parts)
     with track("verifying", total, enabled=progress) as advance:
         for first, part in zip(parts.starts.tolist(), parts.entries, strict=False):
@@ -107,6 +110,28 @@ def verify(snapshot: Snapshot, *, progress: bool = False) -> Report:
             report.nbytes += part.bytes + part.index_bytes
             _verify_segment(snapshot, context, part, first, report)
             advance(part.bytes)
+    return report
+
+
+def verify_file(reader: SegmentReader, *, progress: bool = False) -> Report:
+    """Look at everything in a file by itself."""
+    report = Report(
+        samples=len(reader),
+        segments=1,
+        nbytes=len(reader.file),
+        checksums=reader.table.checksums,
+    )
+    damaged = np.zeros(len(reader), bool)
+    stored = {
+        name: sum(int(dataset.entries["size"].sum()) for dataset in columns.values())
+        for name, columns in reader.table.datasets.items()
+    }
+    with track("verifying", sum(stored.values()), enabled=progress) as advance:
+        for name, nbytes in stored.items():
+            verify_field(reader, name, 0, damaged, report)
+            advance(nbytes)
+    report.damaged = int(damaged.sum())
+    del report.faults[_LISTED:]
     return report
 
 

@@ -152,6 +152,20 @@ def test_verify_is_content_with_a_whole_store(corpus, run):
     assert json.loads(run("verify", corpus, "--json")[1])["ok"] is True
 
 
+def test_verify_takes_a_single_file(corpus, run, tmp_path):
+    file = tmp_path / "one.h5"
+    assert run("export", corpus, file)[0] == 0
+    status, out, err = run("verify", file)
+    assert (status, err) == (0, "") and "no faults in 4 samples" in out
+    with h5py.File(file) as h5:
+        offset = h5["audio/data"].id.get_chunk_info(0).byte_offset
+    data = bytearray(file.read_bytes())
+    data[offset + 120] ^= 1
+    file.write_bytes(data)
+    status, out, err = run("verify", file)
+    assert status == 1 and "fault: segment" in err and str(file) in err
+
+
 def test_verify_names_what_is_damaged_and_ends_with_1(corpus, run):
     segment = max((corpus / "segments").glob("*.h5"), key=lambda p: p.stat().st_mtime_ns)
     with h5py.File(segment) as h5:

@@ -150,7 +150,7 @@ def test_a_failed_export_leaves_nothing_and_a_file_is_never_overwritten(
 
 def test_a_single_file_is_only_read(tmp_path: Path) -> None:
     by_h5py(tmp_path / "x.h5")
-    for options in ({"mode": "a"}, {"version": 1}, {"verify": True}):
+    for options in ({"mode": "a"}, {"version": 1}):
         with pytest.raises(rs.UsageError):
             rs.open(tmp_path / "x.h5", **options)
 
@@ -252,6 +252,37 @@ def test_a_table_that_is_cut_off_is_told_from_one_that_another_tool_removed(expo
     exported.write_bytes(whole[: end - 1])
     with pytest.raises(rs.CorruptionError):
         check(rs.open(exported))
+
+
+def test_verify_finds_what_is_damaged_in_an_export(exported: Path) -> None:
+    opened = rs.open(exported, checksums=False)
+    report = opened.verify()
+    assert report.ok and report.checksums and report.samples == len(ARRAYS)
+    assert report.chunks >= 5 and report.nbytes == exported.stat().st_size
+    rs.open(exported, verify=True)
+
+    whole = bytearray(exported.read_bytes())
+    with h5py.File(exported) as file:
+        info = file["data/data"].id.get_chunk_info(0)
+    whole[info.byte_offset + info.size - 1] ^= 1
+    exported.write_bytes(whole)
+    report = opened.verify()  # of what lies there now
+    assert not report.ok and 0 < report.damaged < len(ARRAYS)
+    fault = report.faults[0]
+    assert fault.field == "data" and "checksum" in fault.message
+    bad = fault.sample
+    assert bad is not None
+    with pytest.raises(rs.CorruptionError, match="field 'data'"):
+        rs.open(exported)[bad]
+    with pytest.raises(rs.CorruptionError, match="field 'data'"):
+        rs.open(exported, verify=True)
+
+
+def test_verify_of_a_file_without_checksums_says_so(tmp_path: Path) -> None:
+    by_h5py(tmp_path / "x.h5")
+    report = rs.open(tmp_path / "x.h5").verify()
+    assert report.ok and not report.checksums
+    assert "of which none has a checksum" in str(report)
 
 
 def test_a_group_of_an_export_opens_by_itself(exported: Path) -> None:
