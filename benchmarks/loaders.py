@@ -15,13 +15,11 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from benchmarks.corpora import Corpus
 from benchmarks.loading import LOADINGS, Loading
 from benchmarks.loading.child import BEGIN, Job, digests_of
 from benchmarks.loading.memory import held_by, peak
+from benchmarks.machine import machine
 from raggedstore.units import parse_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,22 +248,6 @@ def as_table(corpus: Corpus, results: Results, workers: list[int], *, flat: bool
     return table
 
 
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "versions": versions,
-    }
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpora", nargs="+", type=Path, metavar="CORPUS.npz")
@@ -296,8 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(f"{name}: not installed, left out")
     settings = {"budget": options.budget, "seconds": options.seconds, "flat": options.flat}
-    report: dict[str, Any] = {"machine": machine(), "runs": options.runs, "settings": settings}
-    report |= {"workers": options.workers, "corpora": {}}
+    report: dict[str, Any] = {"machine": machine(PACKAGES), "settings": settings}
+    report |= {"runs": options.runs, "workers": options.workers, "corpora": {}}
     bad = False
     for path in options.corpora:
         corpus = Corpus.load(path)

@@ -22,6 +22,25 @@ SHOWN = {"sequential": "#1f6feb", "permuted": "#2da44e", "size": "#bf8700"}
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"
 
 
+def show_ratios(ax: Any, ratios: list[float], title: str, *, fontsize: int) -> None:
+    """Make of axes with horizontal bars from 1 outwards a panel: to the right is better."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    ax.set_xscale("log")
+    low, high = min([0.5, *ratios]) / 1.2, max([2, *ratios]) * 1.2
+    ax.set_xlim(low, high)
+    ax.axvline(1, color=INK, linewidth=1, zorder=3)
+    steps = (1, 2, 5) if high < 50 * low else (1,)
+    ax.xaxis.set_major_locator(FixedLocator([k * 10.0**p for p in range(-3, 5) for k in steps]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="x", color=FAINT, linewidth=0.8, zorder=0)
+    ax.set_title(title, color=INK, fontsize=fontsize, loc="left")
+    ax.tick_params(colors=INK, length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """One panel per corpus, a group of bars per compressed peer, a bar per measure.
 
@@ -29,7 +48,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     corpora = report["corpora"]
     measures = {measure.key: measure for measure in MEASURES}
@@ -57,19 +75,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
                     # From 1 outwards: to the right is better, to the left worse.
                     at = row + (k - 1) * height
                     ax.barh(at, times - 1, height, left=1, color=colour, zorder=2)
-        ax.set_xscale("log")
-        low, high = min([0.5, *found_all]) / 1.2, max([2, *found_all]) * 1.2
-        ax.set_xlim(low, high)
-        ax.axvline(1, color=INK, linewidth=1, zorder=3)
-        steps = (1, 2, 5) if high < 50 * low else (1,)
-        ax.xaxis.set_major_locator(FixedLocator([k * 10.0**p for p in range(-3, 4) for k in steps]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(axis="x", color=FAINT, linewidth=0.8, zorder=0)
-        ax.set_title(name, color=INK, fontsize=12, loc="left")
-        ax.tick_params(colors=INK, length=0)
-        for side in ax.spines.values():
-            side.set_visible(False)
+        show_ratios(ax, found_all, name, fontsize=12)
     axes[0].set_yticks(np.arange(len(peers)), peers)
     axes[0].invert_yaxis()
     figure.suptitle(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import select
 import statistics
 import subprocess
@@ -20,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.corpora import Corpus
 from benchmarks.limits import LIMITS
+from benchmarks.machine import machine
 from benchmarks.measure import BEGIN, END, Job, Measures
 from benchmarks.peers import PEERS, Peer
 
@@ -266,23 +265,6 @@ def as_table(corpus: Corpus, results: dict[str, Measures]) -> Table:
     return table
 
 
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    versions = {}
-    for module in sorted({module for peer in PEERS.values() for module in peer.modules}):
-        for package in (module, {"lance": "pylance"}.get(module, module)):
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                continue
-    return {
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "versions": versions,
-    }
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpora", nargs="+", type=Path, metavar="CORPUS.npz")
@@ -309,7 +291,10 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds": options.seconds,
         "gets": options.gets,
     }
-    report: dict[str, Any] = {"machine": machine(), "runs": options.runs, "settings": settings}
+    modules = {module for peer in PEERS.values() for module in peer.modules}
+    packages = sorted({package for m in modules for package in (m, {"lance": "pylance"}.get(m, m))})
+    report: dict[str, Any] = {"machine": machine(packages), "settings": settings}
+    report["runs"] = options.runs
     report["corpora"] = {}
     bad = False
     for path in options.corpora:

@@ -26,7 +26,12 @@ def parse_bytes(size: int | str, *, what: str = "size") -> int:
             raise UsageError(f"{what} {size!r} is not a size such as 1000000, '256MB' or '1GiB'")
         value = int(float(match[1]) * _UNITS[match[2].upper()])
     else:
-        value = int(size)
+        try:
+            value = int(size)
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(
+                f"{what} is a number of bytes or a string such as '256MB', got {size!r}"
+            ) from None
     if value < 0:
         raise UsageError(f"{what} must not be negative, got {size!r}")
     return value

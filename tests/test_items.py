@@ -35,7 +35,8 @@ def same(got: Any, want: Any) -> bool:
     if isinstance(want, (list, tuple)):
         return len(got) == len(want) and all(map(same, got, want))
     if isinstance(want, (np.ndarray, np.generic)):
-        return got.dtype == want.dtype and got.shape == want.shape and (got == want).all()
+        nans = want.dtype.kind in "fc"
+        return got.dtype == want.dtype and np.array_equal(got, want, equal_nan=nans)
     return type(got) is type(want) and bool(got == want)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.loading import LOADINGS
-from benchmarks.plot import FAINT, INK, PAPER
+from benchmarks.plot import INK, PAPER, show_ratios
 
 #: By number of workers, in turn.
 COLOURS = ("#1f6feb", "#2da44e", "#bf8700", "#8250df")
@@ -29,7 +29,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     corpora, workers = report["corpora"], report["workers"]
     names = [
@@ -56,21 +55,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
                 # From 1 outwards: to the right is better, to the left worse.
                 colour = COLOURS[k % len(COLOURS)]
                 ax.barh(at, times - 1, height, left=1, color=colour, zorder=2)
-        ax.set_xscale("log")
-        low, high = min([0.5, *found_all]) / 1.2, max([2, *found_all]) * 1.2
-        ax.set_xlim(low, high)
-        ax.axvline(1, color=INK, linewidth=1, zorder=3)
-        steps = (1, 2, 5) if high < 50 * low else (1,)
-        ax.xaxis.set_major_locator(FixedLocator([k * 10.0**p for p in range(-3, 5) for k in steps]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(axis="x", color=FAINT, linewidth=0.8, zorder=0)
-        ax.set_title(
-            f"{corpus_name}: {ours[0]}" if ours else corpus_name, color=INK, fontsize=9, loc="left"
-        )
-        ax.tick_params(colors=INK, length=0)
-        for side in ax.spines.values():
-            side.set_visible(False)
+        title = f"{corpus_name}: {ours[0]}" if ours else corpus_name
+        show_ratios(ax, found_all, title, fontsize=9)
     axes[0].set_yticks(np.arange(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     figure.suptitle(

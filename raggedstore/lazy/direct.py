@@ -3,7 +3,8 @@
 libhdf5 has one lock and decodes one chunk at a time under it: however many threads Dask has, one of
 them works. Where chunks lie can be learnt from the file once; then each thread reads the stored
 bytes of the chunks that it needs with `pread` and decodes them itself, with no lock. Values that
-lie one after another, in no chunks, are mapped into memory.
+lie one after another, in no chunks, are read likewise, and not mapped into memory: a file cut
+short is an error and not a SIGBUS that ends the interpreter.
 
 That is done for files that nobody writes to, and for plain numbers stored raw or under the filters
 that are decoded here: Blosc, Blosc2, deflate, shuffle, fletcher32. All else is left to libhdf5.
@@ -14,8 +15,8 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,23 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.errors import FormatError
-from raggedstore.lazy.files import Hdf5Source, MemmapSource
+from raggedstore.errors import CorruptionError, FormatError
+from raggedstore.lazy.files import Hdf5Source
 from raggedstore.lazy.windows import Source, Values, Window
 from raggedstore.segment.codec import check_frame, decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
+from raggedstore.segment.rebuild import BLOSC, BLOSC2
 
 __all__ = ["past_libhdf5"]
 
-_BLOSC, _BLOSC2 = 32001, 32026
 _CONTIGUOUS, _CHUNKED = 1, 2  #: HDF5's classes of layout
 _META = 87  #: where a Blosc2 frame tells of its metalayers
 _UNDEFINED = 2**64 - 1  #: an address that HDF5 has not given out
+#: Values nearer to one another than so many bytes are read with what lies between them, which
+#: costs no more than another call,
+_NEAR_BYTES = 2**14
+_SLAB_BYTES = 2**18  #: so many bytes at a time, which stay in the processor's cache
 
 
 def past_libhdf5(source: Hdf5Source) -> Source:
@@ -53,23 +58,22 @@ def _parsed(source: Hdf5Source) -> Source | None:
     import pyfive
 
     with (
-        open(source._path, "rb") as raw,
+        open(source.path, "rb") as raw,
         _Nameless(raw.fileno(), 0, access=mmap.ACCESS_READ) as bare,
     ):
         file = pyfive.File(bare)
-        node = file[source._name]
+        node = file[source.name]
         if tuple(node.shape) != source.shape or node.dtype != source.dtype or not node.shape:
             return None
         if node.id.layout_class == _CONTIGUOUS and node.id.data_offset != _UNDEFINED:
             place = int(node.id.data_offset) + file.userblock_size
-            base = np.memmap(source._path, source.dtype, "r", place, source.shape)
-            return MemmapSource(base, base)
+            return _ContiguousSource(source, len(bare), place)
         if node.id.layout_class != _CHUNKED:
             return None
         filters = tuple(int(f["filter_id"]) for f in node.id.filter_pipeline or [])
-        if filters not in ((_BLOSC,), (_BLOSC2,)) and not PIPELINE.issuperset(filters):
+        if filters not in ((BLOSC,), (BLOSC2,)) and not PIPELINE.issuperset(filters):
             return None
-        return _DirectSource(source, _Chunks.of(node, file.userblock_size, filters, len(bare)))
+        return _ChunkedSource(source, len(bare), _Chunks.of(node, file.userblock_size, filters))
 
 
 class _Nameless(mmap.mmap):
@@ -90,10 +94,9 @@ class _Chunks:
     shape: tuple[int, ...]  #: of a chunk
     filters: tuple[int, ...]
     fill: Any
-    file_size: int
 
     @classmethod
-    def of(cls, node: Any, userblock: int, filters: tuple[int, ...], file_size: int) -> _Chunks:
+    def of(cls, node: Any, userblock: int, filters: tuple[int, ...]) -> _Chunks:
         shape = tuple(map(int, node.chunks))
         grid = [-(-n // size) for n, size in zip(node.shape, shape, strict=True)]
         offset, size, mask = np.full(grid, -1, np.int64), np.zeros(grid, int), np.zeros(grid, int)
@@ -101,7 +104,7 @@ class _Chunks:
             at = tuple(place // step for place, step in zip(first, shape, strict=True))
             offset[at], size[at] = info.byte_offset + userblock, info.size
             mask[at] = info.filter_mask
-        return cls(offset, size, mask, shape, filters, node.fillvalue, file_size)
+        return cls(offset, size, mask, shape, filters, node.fillvalue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,33 +116,89 @@ class _Part:
     out: slice  #: of what is read
 
 
-class _DirectSource(Hdf5Source):
-    """The dataset of another source, whose chunks are read here."""
+class _DirectSource(Source):
+    """The dataset of another source, whose bytes are read here."""
 
-    def __init__(self, source: Hdf5Source, chunks: _Chunks) -> None:
-        self.__dict__.update(source.__dict__)
-        self.lock = nullcontext()
-        self._chunks = chunks
+    def __init__(self, source: Hdf5Source, file_size: int) -> None:
+        self.shape, self.dtype, self.unit = source.shape, source.dtype, source.unit
+        self.token = source.token
+        self._path, self._name, self._file_size = source.path, source.name, file_size
         self._file: tuple[int, FileBytes] | None = None
-        #: What Blosc2's frames say of blocks, and the shape that is.
-        self._blocks: dict[bytes, tuple[int, ...] | None] = {}
+
+    def __repr__(self) -> str:
+        return f"{self._path}:{self._name}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_file": None}
+        return {**self.__dict__, "_file": None}
 
     def _opened(self) -> FileBytes:
         """The file, opened by each process for itself."""
         if self._file is None or self._file[0] != os.getpid():
             file = FileBytes(Path(self._path), OpenFiles(1))
-            if len(file) != self._chunks.file_size:
+            if len(file) != self._file_size:
                 raise FormatError(f"{self} is not the file that was adapted: adapt it again")
             self._file = os.getpid(), file
         return self._file[1]
 
     def read(self, window: Window) -> Values:
-        chunks, file = self._chunks, self._opened()
-        shape = [len(range(s.start, s.stop, s.step or 1)) for s in window]
-        out = np.empty(shape, self.dtype)
+        out = np.empty([len(range(s.start, s.stop, s.step)) for s in window], self.dtype)
+        file = self._opened()
+        try:
+            self._read_into(out, window, file)
+        except CorruptionError as error:  # which knows of the bytes, and at best of the file
+            cause = str(error).removeprefix(f"{self._path}: ")
+            raise CorruptionError(f"{self}: {cause}") from error
+        return out
+
+    @abstractmethod
+    def _read_into(self, out: Values, window: Window, file: FileBytes) -> None:
+        """Read a window into an array of its shape."""
+
+
+class _ContiguousSource(_DirectSource):
+    """A dataset of values that lie one after another, from an `offset` in the file."""
+
+    def __init__(self, source: Hdf5Source, file_size: int, offset: int) -> None:
+        super().__init__(source, file_size)
+        self._offset = offset
+
+    def _read_into(self, out: Values, window: Window, file: FileBytes) -> None:
+        steps, first, size = [0] * self.ndim, self._offset, self.dtype.itemsize
+        for axis in reversed(range(self.ndim)):
+            steps[axis] = window[axis].step * size
+            first += window[axis].start * size
+            size *= self.shape[axis]
+        self._fill(out, first, steps, file)
+
+    def _fill(self, out: Values, first: int, steps: list[int], file: FileBytes) -> None:
+        """Read values: `first` is the byte of the first, `steps` bytes lead along each axis."""
+        ends = ((n - 1) * step for n, step in zip(out.shape, steps, strict=True))
+        extent = sum(ends) + self.dtype.itemsize
+        if extent == out.nbytes:
+            file.read_into(first, out.reshape(-1).view(np.uint8).data)
+        elif len(out) == 1 or steps[0] > _NEAR_BYTES:
+            for i in range(len(out)):
+                self._fill(out[i, ...], first + i * steps[0], steps[1:], file)
+        else:
+            rows = max(1, _SLAB_BYTES // steps[0])
+            for i in range(0, len(out), rows):
+                part = out[i : i + rows]
+                slab = np.empty(extent - (len(out) - len(part)) * steps[0], np.uint8)
+                file.read_into(first + i * steps[0], slab.data)
+                part[...] = np.ndarray(part.shape, self.dtype, slab, 0, steps)
+
+
+class _ChunkedSource(_DirectSource):
+    """A dataset in chunks, which are decoded here."""
+
+    def __init__(self, source: Hdf5Source, file_size: int, chunks: _Chunks) -> None:
+        super().__init__(source, file_size)
+        self._chunks = chunks
+        #: What Blosc2's frames say of blocks, and the shape that is.
+        self._blocks: dict[bytes, tuple[int, ...] | None] = {}
+
+    def _read_into(self, out: Values, window: Window, file: FileBytes) -> None:
+        chunks = self._chunks
         scratch = np.empty(chunks.shape, self.dtype)
         axes = [list(_parts(s, size)) for s, size in zip(window, chunks.shape, strict=True)]
         for parts in itertools.product(*axes):
@@ -155,7 +214,6 @@ class _DirectSource(Hdf5Source):
             else:
                 values = self._decoded(file, at, scratch)
                 target[...] = values[tuple(part.within for part in parts)]
-        return out
 
     def _decoded(self, file: FileBytes, at: tuple[int, ...], room: Values) -> Values:
         """A chunk: in `room`, which is of its shape and contiguous, or wherever it came to lie."""
@@ -166,9 +224,9 @@ class _DirectSource(Hdf5Source):
             file.read_into(offset, raw.data)
             return room
         stored = file.read(offset, size)
-        if filters == (_BLOSC2,):
+        if filters == (BLOSC2,):
             return self._from_blosc2(stored, room)
-        if filters == (_BLOSC,):
+        if filters == (BLOSC,):
             decode_blosc(stored, raw)
         else:
             raw[:] = unfilter(stored, filters, mask, self.dtype.itemsize, raw.nbytes)
@@ -200,7 +258,7 @@ class _DirectSource(Hdf5Source):
 
 def _parts(along: slice, size: int) -> Iterator[_Part]:
     """A slice with a positive step cut where chunks of `size` begin."""
-    step, done = along.step or 1, 0
+    step, done = along.step, 0
     picked = range(along.start, along.stop, step)
     while done < len(picked):
         number = picked[done] // size

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from raggedstore.errors import FormatError, NotAStoreError, UsageError
 from raggedstore.extras import require
-from raggedstore.lazy.windows import Source, Values, Window, unique_token
+from raggedstore.lazy.windows import Source, Values, Window, unique_token, view_of
 from raggedstore.segment.writer import hdf5_lock
 
 __all__ = ["HDF5_LOCK", "Hdf5Source", "MemmapSource", "hdf5_kind", "memmap_under"]
@@ -127,7 +127,7 @@ def hdf5_kind(x: object) -> str | None:
 
 
 class Hdf5Source(Source):
-    """A dataset of h5py, an array of PyTables, a variable of netCDF4.
+    """A dataset of h5py, an array of PyTables, a variable of netCDF4, by its `path` and `name`.
 
     What netCDF4 was told of masks, scales and strings when it was adapted holds when it is
     opened again.
@@ -146,18 +146,18 @@ class Hdf5Source(Source):
             self.masked = isinstance(nothing, np.ma.MaskedArray)
             unit = what.unit(node) if self.shape else None
             self.unit = None if unit is None else tuple(map(int, unit))
-            self._path, self._name = os.path.abspath(what.path(node)), what.name(node)
+            self.path, self.name = os.path.abspath(what.path(node)), what.name(node)
             self.final = what.is_final(node)
         self.token = unique_token(kind)
-        if self.final and os.path.exists(self._path):
-            stat = os.stat(self._path)
-            self.token = f"{kind}-{self._path}-{self._name}-{stat.st_ino}-{stat.st_mtime_ns}"
+        if self.final and os.path.exists(self.path):
+            stat = os.stat(self.path)
+            self.token = f"{kind}-{self.path}-{self.name}-{stat.st_ino}-{stat.st_mtime_ns}"
 
     def __repr__(self) -> str:
-        return f"{self._path}:{self._name}"
+        return f"{self.path}:{self.name}"
 
     def __getstate__(self) -> dict[str, Any]:
-        if not self._name or not os.path.exists(self._path):
+        if not self.name or not os.path.exists(self.path):
             raise UsageError(f"{self} lies in no file, so no other process can open it")
         return {**self.__dict__, "_node": None}
 
@@ -165,14 +165,14 @@ class Hdf5Source(Source):
         node = self._node
         if node is None or not _KINDS[self._kind].is_open(node):
             node = self._reopened()
-        if not window:  # PyTables knows no empty tuple
-            return node.read() if self._kind == "tables" else node[()]
+        if not window:  # PyTables knows no empty tuple, and h5py makes a scalar of one
+            return node.read() if self._kind == "tables" else node[...]
         # A Table takes a slice, and none in a tuple.
         return node[window if len(window) > 1 else window[0]]
 
     def _reopened(self) -> Any:
-        _stat(self._path)
-        node = _FILES.find(self._kind, self._path, self._name)
+        _stat(self.path)
+        node = _FILES.find(self._kind, self.path, self.name)
         if self._options:
             _set_netcdf_options(node, self._options)
         if tuple(node.shape) != self.shape:
@@ -266,7 +266,7 @@ class MemmapSource(Source):
     def read(self, window: Window) -> Any:
         if self._array is None:
             self._array = self._mapped()
-        return self._array[window]
+        return view_of(self._array, window)
 
     def _mapped(self) -> Values:
         size = _stat(self._path).st_size

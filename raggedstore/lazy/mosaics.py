@@ -18,11 +18,19 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
-from dask.utils import SerializableLock
 
 from raggedstore.errors import FormatError, StorageError, UsageError
+from raggedstore.lazy.arguments import axis_number, cut, data_type, lock_given, sizes
 from raggedstore.lazy.sources import laid_out
-from raggedstore.lazy.windows import Arranged, Chunks, Source, SourceArray, Window, unique_token
+from raggedstore.lazy.windows import (
+    Arranged,
+    Chunks,
+    Source,
+    SourceArray,
+    Window,
+    source_of,
+    unique_token,
+)
 
 __all__ = ["concatenate", "mosaic", "stack", "tiles"]
 
@@ -48,7 +56,7 @@ def stack(parts: Sequence[Any], axis: int = 0) -> da.Array:
     """
     each = _parts(parts)
     first = each[0]
-    axis = _axis(axis, len(first.shape) + 1)
+    axis = axis_number(axis, len(first.shape) + 1)
     axes = range(len(first.shape))
     for part in each:
         _check_same(first, part, axes)
@@ -77,9 +85,10 @@ def mosaic(parts: Sequence[Any], axes: Sequence[int] | None = None) -> da.Array:
         As for `concatenate`; a part is called by its place, such as ``part [1][0]``.
     """
     depth = _depth(parts)
-    if axes is not None and len(axes) != depth:
-        raise UsageError(f"axes {list(axes)} for lists nested {depth} deep")
-    return _mosaic(parts, list(range(depth) if axes is None else axes), "").lazy()
+    along = tuple(range(depth)) if axes is None else sizes(axes, "axes")
+    if len(along) != depth:
+        raise UsageError(f"axes {list(along)} for lists nested {depth} deep")
+    return _mosaic(parts, along, "").lazy()
 
 
 def tiles(
@@ -117,21 +126,20 @@ def tiles(
     Raises
     ------
     UsageError
-        Grid, tile and shape do not go together.
+        Grid, tile and shape do not go together, or another argument makes no sense.
 
     Examples
     --------
     >>> x = lazy.tiles(read_tile, grid=(512, 512), tile=(256, 256, 3), dtype="uint8")
     >>> x[1000:1400, 2000:2550].compute()
     """
-    source = _Tiles(load, grid, tile, np.dtype(dtype), shape)
-    if lock:
-        source.lock = SerializableLock() if lock is True else lock
+    if not callable(load):
+        raise UsageError(f"load={load!r}: give a function of a tile's position in the grid")
+    source = _Tiles(load, grid, tile, data_type(dtype, "dtype"), shape)
+    source.lock = lock_given(lock)
     unit = tuple(max(1, min(u, n)) for u, n in zip(source.tile, source.shape, strict=True))
-    cut = da.core.normalize_chunks(
-        unit if chunks is None else chunks, source.shape, dtype=source.dtype, previous_chunks=unit
-    )
-    return SourceArray.over(source, cut)
+    wanted = unit if chunks is None else chunks
+    return SourceArray.over(source, cut(wanted, source.shape, source.dtype, unit))
 
 
 # Parts
@@ -147,10 +155,8 @@ class _Part:
 
     @classmethod
     def made(cls, name: str, x: Any) -> _Part:
-        if isinstance(x, SourceArray):
-            return cls(name, x.source, x.chunks)
         if isinstance(x, da.Array):
-            return cls(name, x, x.chunks)
+            return cls(name, source_of(x) or x, x.chunks)
         # No array of Dask for each part: there may be thousands of them, and one does.
         return cls(name, *laid_out(x))
 
@@ -172,12 +178,6 @@ def _parts(parts: Sequence[Any]) -> list[_Part]:
     if not isinstance(parts, (list, tuple)) or not parts:
         raise UsageError("a list of arrays is to be put together, and not an empty one")
     return [_Part.made(f"part [{i}]", part) for i, part in enumerate(parts)]
-
-
-def _axis(axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise UsageError(f"axis {axis} of an array with {ndim} dimensions")
-    return axis % ndim
 
 
 def _check_same(a: _Part, b: _Part, axes: Sequence[int]) -> None:
@@ -202,7 +202,7 @@ def _sources(parts: list[_Part]) -> list[Source] | None:
 
 def _concatenated(parts: list[_Part], axis: int, name: str = "") -> _Part:
     first = parts[0]
-    axis = _axis(axis, len(first.shape))
+    axis = axis_number(axis, len(first.shape))
     for part in parts:
         _check_same(first, part, [a for a in range(len(first.shape)) if a != axis])
     sources = _sources(parts)
@@ -224,7 +224,7 @@ def _depth(parts: Any) -> int:
     return depth
 
 
-def _mosaic(parts: Any, axes: list[int], place: str) -> _Part:
+def _mosaic(parts: Any, axes: tuple[int, ...], place: str) -> _Part:
     name = f"part {place}"
     if not axes:
         if isinstance(parts, (list, tuple)):
@@ -299,12 +299,12 @@ class _Tiles(Source):
         dtype: np.dtype[Any],
         shape: Sequence[int] | None,
     ) -> None:
-        self._grid, self.tile = tuple(map(int, grid)), tuple(map(int, tile))
+        self._grid, self.tile = sizes(grid, "grid"), sizes(tile, "tile")
         if len(self._grid) > len(self.tile) or min((*self._grid, *self.tile), default=1) < 1:
             raise UsageError(f"grid {grid} and tile {tile}: of positive sizes, grid no longer")
         filled = (*self._grid, *(1,) * (len(self.tile) - len(self._grid)))
         most = tuple(n * size for n, size in zip(filled, self.tile, strict=True))
-        self.shape = most if shape is None else tuple(map(int, shape))
+        self.shape = most if shape is None else sizes(shape, "shape")
         # Of how many tiles along an axis a shape can be cropped from.
         needed = [-(-n // size) for n, size in zip(self.shape, self.tile, strict=False)]
         if len(self.shape) != len(most) or tuple(needed) != filled:

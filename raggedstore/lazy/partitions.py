@@ -83,6 +83,11 @@ def field(view: FieldView | Samples, *, partition: int | str = "64MiB", form: st
     --------
     >>> lazy.field(store["audio"]).map(np.ptp).max().compute()
     """
+    if not isinstance(view, (FieldView, Samples)):
+        raise UsageError(
+            f"field reads a store, or a field of one such as store['audio'], "
+            f"not a {type(view).__name__}"
+        )
     size = max(parse_bytes(partition, what="partition"), 1)
     name = view.name if isinstance(view, FieldView) else None
     samples = view._samples if isinstance(view, FieldView) else view
@@ -353,7 +358,7 @@ def _sealed(collection: Any, seal: Any, options: dict[str, Any]) -> list[Sealed]
         return list(dask.compute(bag.Bag(graph, name, len(layer)), **options)[0])
     if hasattr(collection, "to_delayed"):
         collection = np.ravel(collection.to_delayed()).tolist()
-    parts = list(collection)
+    parts = list(collection) if isinstance(collection, Iterable) else [collection]
     for part in parts:
         if not hasattr(part, "key"):  # as Delayed and the futures of a cluster have
             raise UsageError(

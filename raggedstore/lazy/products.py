@@ -19,7 +19,7 @@ from dask.system import CPU_COUNT
 
 from raggedstore.errors import UsageError
 from raggedstore.lazy.sources import adapt
-from raggedstore.lazy.windows import Chunks, SourceArray, group_chunks
+from raggedstore.lazy.windows import Chunks, SourceArray, group_chunks, source_of
 from raggedstore.units import parse_bytes
 
 __all__ = ["matmul"]
@@ -27,6 +27,7 @@ __all__ = ["matmul"]
 #: Blocks that a thread has at a time: one in use and one on its way out, and where both operands
 #: are matrices, those of the other one and products that wait to be summed.
 _HELD, _HELD_OF_TWO = 2, 16
+_KINDS = "biufc"
 #: Smaller blocks cost more to schedule than to read.
 _LEAST = 2**18
 
@@ -51,7 +52,7 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
     Raises
     ------
     UsageError
-        The shapes do not fit.
+        The shapes do not fit, or hold no numbers.
 
     Notes
     -----
@@ -68,7 +69,11 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
             f"no product of arrays of {left.shape} and {right.shape}: matrices and vectors are "
             f"meant, the last dimension of the one as long as the first of the other"
         )
-    two = _source(left) is not None and _source(right) is not None and left.ndim + right.ndim == 4
+    for operand in (left, right):
+        if operand.dtype.kind not in _KINDS:
+            raise UsageError(f"a product is one of numbers, and these are {operand.dtype}")
+    of_sources = source_of(left) is not None and source_of(right) is not None
+    two = of_sources and left.ndim + right.ndim == 4
     threads = dask.config.get("num_workers", None) or CPU_COUNT
     held = threads * (_HELD_OF_TWO if two else _HELD)
     block = max(parse_bytes(budget, what="budget") // held, _LEAST)
@@ -88,17 +93,19 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
 
 
 def _adapted(x: Any) -> da.Array:
-    return adapt(x if hasattr(x, "dtype") else np.asarray(x))
-
-
-def _source(x: da.Array) -> Any:
-    """What a lazy array is read from, if it is nothing but that."""
-    return x.source if isinstance(x, SourceArray) else None
+    if hasattr(x, "dtype"):
+        return adapt(x)
+    try:
+        return adapt(np.asarray(x))
+    except ValueError as error:  # of lists of different lengths
+        raise UsageError(
+            f"no product with a {type(x).__name__} that is no array: {error}"
+        ) from None
 
 
 def _cut(x: da.Array, block: int, *, square: bool) -> da.Array:
     """A lazy array in blocks of whole chunks, of about `block` bytes."""
-    source = _source(x)
+    source = source_of(x)
     if source is None:
         return x
     if square and source.unit is None:
@@ -110,7 +117,7 @@ def _cut(x: da.Array, block: int, *, square: bool) -> da.Array:
 
 def _aligned(x: da.Array, axis: int, sizes: tuple[int, ...], block: int) -> da.Array:
     """A lazy array cut along `axis` as the other operand is, and into `block` bytes besides."""
-    source = _source(x)
+    source = source_of(x)
     if source is None:
         return x.rechunk({axis: sizes})
     wanted = ["auto"] * x.ndim

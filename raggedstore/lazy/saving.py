@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, offsets_of
-from raggedstore.errors import SampleError, UsageError
+from raggedstore.errors import SampleError, StorageError, UsageError
 from raggedstore.lazy.sources import adapt
 from raggedstore.progress import track
 from raggedstore.segment.codec import Compression, encode_frame
@@ -82,16 +82,26 @@ def save(
     --------
     >>> lazy.save({"mean": lazy.mean(x, axis=0), "louder": x * 2}, "result.h5")
     """
+    if not isinstance(arrays, Mapping) or not arrays:
+        raise UsageError(
+            f"nothing to save: give at least one array, as {{name: array}}; got {arrays!r:.80}"
+        )
     checked = {name: _checked(name, array) for name, array in arrays.items()}
-    if not checked:
-        raise UsageError("nothing to save: give at least one array")
     if isinstance(target, Store):
         _to_store(checked, target, progress=progress)
-    else:
-        _to_file(checked, Path(target), progress=progress)
+        return
+    try:
+        path = Path(target)
+    except TypeError:
+        raise UsageError(
+            f"target={target!r}: give the path of a file, or a store open to write"
+        ) from None
+    _to_file(checked, path, progress=progress)
 
 
 def _checked(name: str, array: Any) -> da.Array:
+    if not isinstance(name, str):
+        raise UsageError(f"names are strings, and {name!r} is a {type(name).__name__}")
     lazy = adapt(array)
     if lazy.dtype.kind not in _KINDS:
         raise UsageError(f"{name!r} is to hold numbers or bools, and is {lazy.dtype}")
@@ -177,16 +187,21 @@ def _to_file(arrays: Mapping[str, da.Array], path: Path, *, progress: bool) -> N
 
     if path.is_dir():
         raise UsageError(f"{path} is a folder: give the name of a file")
+    if "\0" in path.name:
+        raise UsageError(f"{str(path)!r}: no file can be called that")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: could not be written: there is no folder {path.parent}")
     temporary = path.with_name(f"{files.TEMPORARY}{os.urandom(6).hex()}-{path.name}")
     file: Any = None
     try:
-        with _hdf5(temporary):
+        with _hdf5(path):
             file = tables.open_file(str(temporary), "w", pytables_sys_attrs=False)
-        _fill(file, temporary, arrays, progress=progress)
-        with _hdf5(temporary):
+        _fill(file, path, arrays, progress=progress)
+        with _hdf5(path):
             file.close()
             check_closed()
-        files.sync_file(temporary)
+        with hdf5_errors(path), open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         files.rename(temporary, path)
     except BaseException:
         with hdf5_lock, suppress(Exception):
@@ -200,7 +215,7 @@ def _to_file(arrays: Mapping[str, da.Array], path: Path, *, progress: bool) -> N
 
 @contextmanager
 def _hdf5(path: Path) -> Iterator[None]:
-    """Call libhdf5: alone, and with errors that name the file."""
+    """Call libhdf5: alone, and with errors that name the file as it will be called."""
     with hdf5_lock, hdf5_errors(path):
         yield
 
@@ -315,8 +330,13 @@ def _check_names(names: Iterable[str]) -> None:
     groups = {"/".join(path[:i]) for path in paths for i in range(1, len(path))}
     for path in paths:
         name = "/".join(path)
-        if any(part in ("", ".", "..") for part in path) or name in groups:
+        if name in groups or not all(map(_is_name, path)):
             raise UsageError(f"{name!r} cannot be a dataset's name beside {', '.join(names)}")
+
+
+def _is_name(part: str) -> bool:
+    """Whether HDF5 and PyTables, which has names of its own, take it."""
+    return part not in ("", ".", "..") and "\0" not in part and not part.startswith("_i_")
 
 
 def _in_fair_blocks(array: da.Array) -> da.Array:

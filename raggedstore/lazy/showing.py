@@ -79,6 +79,8 @@ def imshow(
     >>> image = lazy.imshow(x, ax=ax, overviews=[x8, x64])
     >>> ax.set(xlim=(2000, 2550), ylim=(1400, 1000))
     """
+    if isinstance(overviews, (str, bytes)) or not hasattr(overviews, "__iter__"):
+        raise UsageError(f"overviews is a sequence of arrays, not {overviews!r:.80}")
     levels = [adapt(level) for level in (x, *overviews)]
     for level in levels:
         colours = level.shape[2:]

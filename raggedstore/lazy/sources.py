@@ -26,6 +26,7 @@ from dask.utils import SerializableLock
 
 from raggedstore.errors import UsageError
 from raggedstore.layout import DATA
+from raggedstore.lazy.arguments import chunking, cut, data_type, lock_given, sizes
 from raggedstore.lazy.direct import past_libhdf5
 from raggedstore.lazy.files import HDF5_LOCK, Hdf5Source, MemmapSource, hdf5_kind, memmap_under
 from raggedstore.lazy.windows import (
@@ -36,6 +37,7 @@ from raggedstore.lazy.windows import (
     Window,
     group_chunks,
     unique_token,
+    view_of,
 )
 from raggedstore.samples import FieldView
 from raggedstore.store.store import Store
@@ -66,12 +68,12 @@ def adapt(x: Any, *, chunks: Any = None, lock: Any = None) -> da.Array:
     lock
         Held while `x` is read: by default one for all that use libhdf5, none for NumPy, Zarr and
         stores, one of its own for an object of one's own. ``False`` for one that several threads
-        may read at once; or any lock.
+        may read at once, ``True`` for one of its own; or any lock.
 
     Raises
     ------
     UsageError
-        `x` is nothing to read arrays from.
+        `x` is nothing to read arrays from, or `chunks` or `lock` make no sense for it.
     MissingExtraError
         Dask is not installed.
 
@@ -81,7 +83,10 @@ def adapt(x: Any, *, chunks: Any = None, lock: Any = None) -> da.Array:
     >>> x[::100].mean().compute()
     """
     if isinstance(x, da.Array):
-        return x if chunks is None else x.rechunk(chunks)
+        if chunks is None:
+            return x
+        with chunking(chunks, x.shape):
+            return x.rechunk(chunks)
     return SourceArray.over(*laid_out(x, chunks, lock))
 
 
@@ -89,16 +94,12 @@ def laid_out(x: Any, chunks: Any = None, lock: Any = None) -> tuple[Source, Chun
     """What `adapt` makes of what is no Dask array, and how it is cut, before it becomes one."""
     source = _source_of(x)
     if lock is not None:
-        source.lock = lock or nullcontext()
+        source.lock = lock_given(lock)
     if chunks is not None:
-        cut = da.core.normalize_chunks(
-            chunks, source.shape, dtype=source.dtype, previous_chunks=source.unit
-        )
-    elif isinstance(source, _FieldSource):
-        cut = source.chunks()
-    else:
-        cut = group_chunks(source.shape, source.dtype, source.unit)
-    return source, cut
+        return source, cut(chunks, source.shape, source.dtype, source.unit)
+    if isinstance(source, _FieldSource):
+        return source, source.chunks()
+    return source, group_chunks(source.shape, source.dtype, source.unit)
 
 
 def _source_of(x: Any) -> Source:
@@ -133,14 +134,14 @@ class _MemorySource(Source):
 
     def read(self, window: Window) -> Any:
         # A copy: who computes a result may write to it.
-        return self._array[window].copy()
+        return view_of(self._array, window).copy()
 
 
 class _ObjectSource(Source):
     """Anything with a shape, a dtype and `__getitem__`."""
 
     def __init__(self, x: Any) -> None:
-        self.shape, self.dtype = tuple(map(int, x.shape)), np.dtype(x.dtype)
+        self.shape, self.dtype = sizes(x.shape, "shape"), data_type(x.dtype, "dtype")
         unit = getattr(x, "chunks", None) or getattr(x, "chunkshape", None)
         if isinstance(unit, tuple) and len(unit) == self.ndim and all(map(_is_size, unit)):
             self.unit = tuple(map(int, unit))

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
+from raggedstore.lazy.arguments import axis_number, number, numbers
 from raggedstore.lazy.sources import adapt
 from raggedstore.moments import check_real
 from raggedstore.sketch import Sketch, capacity_for
@@ -53,7 +54,13 @@ def compute(arrays: Iterable[Any]) -> list[Any]:
     --------
     >>> mean, std = lazy.compute([lazy.mean(x, axis=0), lazy.std(x, axis=0)])
     """
-    return list(dask.compute(*arrays))
+    try:
+        wanted = list(arrays)
+    except TypeError:
+        raise UsageError(
+            f"a list of lazy arrays is computed, not a {type(arrays).__name__}"
+        ) from None
+    return list(dask.compute(*wanted))
 
 
 def mean(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
@@ -80,6 +87,7 @@ def var(
 ) -> da.Array:
     """The variance, float64: of the population, or of a sample with ``ddof=1``; see `mean`."""
     x, axes = _checked(x, axis, skipna, "var")
+    number(ddof, "ddof")
     if x.dtype.kind == "c":
         result = da.var(x.astype(_wide(x.dtype)), axis=axes, ddof=ddof, keepdims=keepdims)
     else:
@@ -95,15 +103,56 @@ def std(
 
 
 def min(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
-    """The least value, of the data's dtype; see `mean`."""
-    x, axes = _checked(x, axis, skipna, "min", real=True)
-    return _filled(da.min(x, axis=axes, keepdims=keepdims), np.nan, skipna)
+    """The least value, of the data's dtype; see `mean`.
+
+    Raises
+    ------
+    UsageError
+        When it is computed: there are no values, and no `skipna` that would make NaN of that.
+    """
+    return _extreme(np.min, x, axis, keepdims, skipna)
 
 
 def max(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
-    """The greatest value, of the data's dtype; see `mean`."""
-    x, axes = _checked(x, axis, skipna, "max", real=True)
-    return _filled(da.max(x, axis=axes, keepdims=keepdims), np.nan, skipna)
+    """The greatest value, of the data's dtype; see `min`."""
+    return _extreme(np.max, x, axis, keepdims, skipna)
+
+
+def _extreme(pick: Any, x: Any, axis: Axis, keepdims: bool, skipna: bool) -> da.Array:
+    """What `np.min` or `np.max` picks, of blocks of which some, or all, may have no values."""
+    what = pick.__name__.removeprefix("a")  # as NumPy 1 has it
+    x, axes = _checked(x, axis, skipna, what, real=True)
+    result = da.reduction(
+        x,
+        functools.partial(_extreme_of_block, pick=pick),
+        functools.partial(_extreme_of_parts, pick=pick, skipna=skipna, what=what),
+        combine=functools.partial(_extreme_of_block, pick=pick),
+        axis=axes,
+        keepdims=keepdims,
+        dtype=x.dtype,
+    )
+    return _filled(result, np.nan, skipna)
+
+
+def _extreme_of_block(block: Any, axis: tuple[int, ...], keepdims: bool, pick: Any) -> Any:
+    if all(block.shape[i] for i in axis):
+        return pick(block, axis=axis, keepdims=True)
+    # Nothing comes of nothing: none along the axes that have none.
+    return block[tuple(slice(1) if i in axis else slice(None) for i in range(block.ndim))]
+
+
+def _extreme_of_parts(
+    parts: Any, axis: tuple[int, ...], keepdims: bool, pick: Any, skipna: bool, what: str
+) -> Any:
+    if all(parts.shape[i] for i in axis):
+        return pick(parts, axis=axis, keepdims=keepdims)
+    if not skipna or parts.dtype.kind != "f":
+        raise UsageError(
+            f"{what} of no values: along axis {axis} the array has none. Look at its shape first; "
+            f"of floats, skipna=True makes NaN of nothing"
+        )
+    zeros = np.ma.getdata(parts).sum(axis=axis, keepdims=keepdims, dtype=parts.dtype)
+    return np.ma.masked_array(zeros, True)
 
 
 def sum(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = False) -> da.Array:
@@ -164,7 +213,10 @@ def histogram(x: Any, edges: npt.ArrayLike, axis: Axis = None) -> da.Array:
     (..., n) int64 lazy array, of the axes that are left and the bins.
     """
     x, axes = _checked(x, axis, False, "histogram", real=True)
-    bounds = np.asarray(edges)
+    try:
+        bounds = np.asarray(edges)
+    except ValueError:  # of lists of different lengths
+        raise UsageError(f"edges are two numbers or more, ascending; got {edges!r}") from None
     check_real(bounds.dtype, "edges")
     if bounds.ndim != 1 or len(bounds) < 2 or not (np.diff(bounds) >= 0).all():
         raise UsageError(f"edges are two numbers or more, ascending; got {edges!r}")
@@ -231,9 +283,10 @@ def quantiles(
     float64 lazy array of the shape of `q` and then of the axes that are left.
     """
     x, axes = _checked(x, axis, skipna, "quantiles", real=True)
-    wanted = np.asarray(q, np.float64)
+    wanted = numbers(q, "q")
     if not ((wanted >= 0) & (wanted <= 1)).all():
         raise UsageError(f"quantiles are asked for from 0 to 1, got {q!r}")
+    error = number(error, "error")
     if not 0 < error < 1:
         raise UsageError(f"error is a fraction between 0 and 1, got {error}")
     along = math.prod(x.shape[i] for i in axes)
@@ -278,14 +331,14 @@ def _checked(
     x = adapt(x)
     if x.dtype.kind != "c" or real:
         check_real(x.dtype, what)
-    axes = range(x.ndim) if axis is None else (axis if isinstance(axis, tuple) else (axis,))
-    numbers = tuple(one + x.ndim if one < 0 else one for one in axes)
-    if any(not 0 <= one < x.ndim for one in numbers) or len(set(numbers)) < len(numbers):
-        raise UsageError(f"axis={axis!r} of an array of {x.ndim} dimensions")
+    each = range(x.ndim) if axis is None else (axis if isinstance(axis, tuple) else (axis,))
+    axes = tuple(axis_number(one, x.ndim) for one in each)
+    if len(set(axes)) < len(axes):
+        raise UsageError(f"axis={axis!r} names one twice")
     if skipna and x.dtype.kind in "fc":
         meta = np.ma.masked_array(np.empty((0,) * x.ndim, x.dtype))
         x = x.map_blocks(_nan_masked, dtype=x.dtype, meta=meta)
-    return x, numbers
+    return x, axes
 
 
 def _nan_masked(block: Any) -> Any:

@@ -9,6 +9,9 @@ out, and what was not asked for is not read, whatever the key.
 picks    Of each axis the positions asked for: a range, which slices of any step make of one
          another, or ascending positions, from a list or mask. A list in another order or with
          repeats becomes ascending positions and a key for what was read.
+now      What is one block of Dask's is one read whoever does it, so `compute` reads it right here,
+         where nobody asked for another scheduler. Dask's graph is made when Dask asks for it: most
+         arrays are an index on the way to another, or a window that is read.
 runs     Reading turns the picks of an axis into slices: a range is one; positions are one for
          each chunk of the source that they are in, and where it has none, for each run of
          neighbours.
@@ -25,11 +28,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask.base import get_scheduler
+from dask.callbacks import Callback
 
-from raggedstore.errors import FormatError, RaggedStoreError, StorageError
+from raggedstore.errors import (
+    FormatError,
+    KeyTypeError,
+    OutOfRangeError,
+    RaggedStoreError,
+    StorageError,
+)
 from raggedstore.lazy.keys import Layout, Pick, Points, read_key
 
 __all__ = [
@@ -41,7 +53,9 @@ __all__ = [
     "Values",
     "Window",
     "group_chunks",
+    "source_of",
     "unique_token",
+    "view_of",
 ]
 
 #: Of each axis the sizes of the chunks along it, as Dask has them.
@@ -50,8 +64,9 @@ Chunks = tuple[tuple[int, ...], ...]
 Window = tuple[slice, ...]
 Values = npt.NDArray[Any]
 
-#: What a task of Dask should read at least, where the source's chunks are smaller.
-CHUNK_BYTES = 2**25
+#: What a task of Dask should read at least, where the source's chunks are smaller: just less than
+#: 32 MiB, from which on glibc asks the system for new memory for each array, and gives it back.
+CHUNK_BYTES = 2**25 - 2**16
 
 
 class Source(ABC):
@@ -89,7 +104,7 @@ class Source(ABC):
         """
         try:
             with self.lock:
-                values: Values = np.asanyarray(self.read(window))
+                values = self._as_array(self.read(window))
         except (RaggedStoreError, MemoryError):
             raise
         except Exception as error:
@@ -103,6 +118,18 @@ class Source(ABC):
                 f"{shape} {self.dtype} was to be read"
             )
         return values
+
+    def _as_array(self, values: Any) -> Values:
+        if not self.shape and values is np.ma.masked:
+            return np.ma.masked_array(np.zeros((), self.dtype), True)
+        if not self.shape and not isinstance(values, np.ndarray):
+            # What NumPy makes of an array of no dimensions has neither its byte order nor, as a
+            # string, its length.
+            made: Values = np.empty((), self.dtype)
+            if self.dtype.hasobject or np.asarray(values).dtype.type is self.dtype.type:
+                made[()] = values
+                return made
+        return np.asanyarray(values)
 
     def __getitem__(self, key: tuple[Any, ...]) -> Values:
         """The values at slices or ints, as Dask cuts blocks and may narrow them further."""
@@ -119,6 +146,13 @@ class Source(ABC):
         """An uninitialised array of the kind that it reads."""
         make: Callable[..., Values] = np.ma.empty if self.masked else np.empty
         return make(shape, self.dtype)
+
+
+def view_of(values: Values, window: Window) -> Values:
+    """What a window has of an array: an array, even of no dimensions, where NumPy has scalars."""
+    key: Any = (*window, ...)
+    view: Values = values[key]
+    return view
 
 
 def _shape_of(window: Window) -> tuple[int, ...]:
@@ -221,50 +255,122 @@ def _runs(pick: Pick, unit: int) -> list[_Run]:
 class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
     """A Dask array whose indices go to the source it reads from; otherwise like any other."""
 
-    #: What all of the array, and nothing else, can be read from.
-    source: Source
+    __slots__ = ("_graph", "_source", "_source_name")
+
+    _graph: Any  #: None until Dask asks for it
+    _source: Source
+    _source_name: str  #: of the array as long as it is just what `_source` reads
 
     @classmethod
     def over(cls, source: Source, chunks: Chunks) -> SourceArray:
         """All of a source, in chunks."""
-        name = f"read-{da.core.tokenize(source.token, chunks)}"
-        meta = source.empty((0,) * source.ndim)
-        array = da.from_array(source, chunks, name=name, lock=False, meta=meta)
-        # A new Array is of the class that makes it; all else is taken from what Dask made.
-        self: SourceArray = cls(array.dask, array.name, array.chunks, meta=array._meta)
-        self.source = source
+        # What makes a new Array would ask for the graph. These are what Dask itself sets where it
+        # makes an array into another.
+        self: SourceArray = object.__new__(cls)
+        self._name = self._source_name = f"read-{da.core.tokenize(source.token, chunks)}"
+        self._chunks, self._meta = chunks, source.empty((0,) * source.ndim)
+        self._source, self._graph = source, None
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SourceArray.over, (self.source, self.chunks)
+    @property
+    def dask(self) -> Any:
+        """Dask's graph of it."""
+        if self._graph is None:
+            array = da.from_array(
+                self._source, self.chunks, name=self.name, lock=False, meta=self._meta
+            )
+            self._graph = array.dask
+        return self._graph
+
+    @dask.setter
+    def dask(self, graph: Any) -> None:
+        self._graph = graph
+
+    @property
+    def source(self) -> Source | None:
+        """What all of the array, and nothing else, can be read from.
+
+        None once something was assigned to it, by an index or as ``out=`` of a ufunc: Dask makes
+        another array of the same object then.
+        """
+        return self._source if self.name == self._source_name else None
+
+    def __reduce__(self) -> Any:
+        source = self.source
+        if source is None:
+            return super().__reduce__()
+        return SourceArray.over, (source, self.chunks)
+
+    def compute(self, **kwargs: Any) -> Any:
+        """The values, as Dask computes them.
+
+        One block is read in this thread, where no options, no scheduler, pool or callbacks of Dask
+        and no client of a cluster say who else is to do it.
+        """
+        source = self.source
+        if source is None or self.npartitions != 1 or kwargs or _is_run_elsewhere():
+            return super().compute(**kwargs)
+        # A copy, as Dask makes one: what was read may be the source's own.
+        return source[tuple(slice(0, n) for n in self.shape)].copy()
 
     def __getitem__(self, key: Any) -> Any:
+        source = self.source
+        if source is None:
+            return super().__getitem__(key)
         plan = read_key(key, self.shape)
         if isinstance(plan, Points):
             if any(isinstance(part, np.ndarray) and not part.size for part in plan.lists):
                 # Dask fails where lists are empty.
                 shape = np.broadcast_to(np.empty(()), self.shape)[key].shape
-                return da.from_array(self.source.empty(shape), chunks=-1)
+                return da.from_array(source.empty(shape), chunks=-1)
             points = self[plan.slices].vindex[plan.lists].transpose(plan.axes)
             return points[plan.new]
-        within = self.source if isinstance(self.source, _Picked) else None
-        if plan is None or (within and any(map(_turns, within.picks, plan.picks))):
-            return super().__getitem__(key)
-        source, picks = self.source, plan.picks
-        if within:
-            source, picks = within.source, tuple(map(_compose, within.picks, picks))
-        chunks = tuple(map(_cut, self.chunks, plan.picks))
-        source = _Picked(source, picks)
+        if plan is None:
+            return self._by_dask(key)
+        picks, chunks = list(plan.picks), list(map(_cut, self.chunks, plan.picks))
+        if isinstance(source, _Picked):
+            picks = list(map(_compose, source.picks, picks))
+            source = source.source
+        # A list backwards, or a list of what is backwards, is read forwards and turned then.
+        turned = [axis for axis, pick in enumerate(picks) if _descends(pick)]
+        for axis in turned:
+            picks[axis], chunks[axis] = picks[axis][::-1], chunks[axis][::-1]
+        source = _Picked(source, tuple(picks))
         if plan.layout != tuple(range(self.ndim)):
             source = Arranged(source, plan.layout)
-            chunks = tuple((1,) if axis is None else chunks[axis] for axis in plan.layout)
-        array = SourceArray.over(source, chunks)
+            chunks = [(1,) if axis is None else chunks[axis] for axis in plan.layout]
+        array: Any = SourceArray.over(source, tuple(chunks))
+        if turned:
+            ways = (-1 if axis in turned else None for axis in plan.layout)
+            array = da.Array.__getitem__(array, tuple(slice(None, None, way) for way in ways))
         return array if plan.then is None else da.Array.__getitem__(array, plan.then)
 
+    def _by_dask(self, key: Any) -> Any:
+        """What Dask makes of a key that is not read here."""
+        try:
+            return super().__getitem__(key)
+        except IndexError as error:
+            raise OutOfRangeError(
+                f"index {key!r:.80} of an array of {self.shape}: {error}"
+            ) from error
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise KeyTypeError(
+                f"index {key!r:.80} of an array of {self.shape} is not understood: {error}"
+            ) from error
 
-def _turns(outer: Pick, inner: Pick) -> bool:
-    """Whether `inner` puts positions that ascend into another order."""
-    return not isinstance(outer, range) and isinstance(inner, range) and inner.step < 0
+
+def _descends(pick: Pick) -> bool:
+    return not isinstance(pick, range) and len(pick) > 1 and bool(pick[0] > pick[-1])
+
+
+def source_of(x: Any) -> Source | None:
+    """What an array reads from, where it is a lazy array and nothing but that."""
+    return x.source if isinstance(x, SourceArray) else None
+
+
+def _is_run_elsewhere() -> bool:
+    """Whether Dask has been told who is to run tasks, or has somebody who watches them."""
+    return bool(get_scheduler() is not None or dask.config.get("pool", None) or Callback.active)
 
 
 def _compose(outer: Pick, inner: Pick) -> Pick:

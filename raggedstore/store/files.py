@@ -203,7 +203,9 @@ def appearing(target: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary = target.with_name(f"{TEMPORARY}{os.urandom(6).hex()}-{target.name}")
     try:
         yield temporary
-        if replace or temporary.is_dir():
+        with storage_errors(temporary, "be looked at"):
+            is_folder = temporary.is_dir()
+        if replace or is_folder:
             rename(temporary, target)
         else:
             place(temporary, target)
@@ -222,7 +224,7 @@ def appearing(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there and can be."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):  # which do not raise
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

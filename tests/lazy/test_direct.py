@@ -58,6 +58,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         hole = made.create_dataset("hole", (30, 30), "f8", chunks=(10, 10), fillvalue=7)
         hole[12:15, 3] = 1
         made.create_dataset("never", (30, 30), "f8", fillvalue=3)
+        # Rows nearer to one another than what is read at a time, and further apart.
+        made["rows"] = RNG.integers(0, 99, (300, 500)).astype(">i2")
+        made["wide rows"] = RNG.integers(0, 99, (4, 3, 9000))
     with h5py.File(path, "r") as opened:
         yield opened
 
@@ -68,7 +71,7 @@ def keys(shape: tuple[int, ...]) -> st.SearchStrategy[tuple[slice, ...]]:
     return st.tuples(*(st.builds(slice, end, end, steps) for end in ends))
 
 
-@pytest.mark.parametrize("name", [*CASES, "hole", "never"])
+@pytest.mark.parametrize("name", [*CASES, "hole", "never", "rows", "wide rows"])
 def test_every_window_is_what_libhdf5_reads(file: Any, name: str) -> None:
     values, array = file[name][()], lazy.adapt(file[name])
     windows = keys(values.shape)
@@ -120,6 +123,58 @@ def test_files_of_pytables_are_read_likewise(tmp_path: Path) -> None:
             lazy.adapt(opened.root.x)[::3, 60:].compute(), values[::3, 60:]
         )
         np.testing.assert_array_equal(lazy.adapt(opened.root.y).compute(), values[:, 0])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "chunked"])
+def test_a_file_cut_short_while_it_is_open_is_an_error_that_names_file_and_dataset(
+    tmp_path: Path, layout: str
+) -> None:
+    path = tmp_path / "x.h5"
+    chunks = (100, 1000) if layout == "chunked" else None
+    with h5py.File(path, "w") as made:
+        made.create_dataset("group/x", data=np.zeros((3000, 1000)), chunks=chunks)
+    with h5py.File(path, "r") as opened:
+        array = lazy.adapt(opened["group/x"])
+        assert not array[::7, 3:5].compute().any()
+        os.truncate(path, 2**20)
+        for key in (..., np.s_[2000:, 3], np.s_[-1], np.s_[::500, ::500]):
+            for options in ({}, {"scheduler": "threads"}):
+                with pytest.raises(rs.CorruptionError, match=rf"^{path}:/group/x: ends before"):
+                    array[key].compute(**options)
+        assert array[:20, :7].compute().shape == (20, 7)
+
+
+def test_a_chunk_that_cannot_be_decoded_is_an_error_that_names_file_and_dataset(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as made:
+        made.create_dataset("x", data=np.arange(9000.0), chunks=(3000,), compression="gzip")
+    with h5py.File(path, "r") as opened:
+        array = lazy.adapt(opened["x"])
+        info = opened["x"].id.get_chunk_info(1)
+    with open(path, "r+b") as raw:
+        raw.seek(info.byte_offset)
+        raw.write(b"\0" * 40)
+    with pytest.raises(rs.CorruptionError, match=rf"^{path}:/x: not readable"):
+        array.compute()
+
+
+@pytest.mark.parametrize("key", [np.s_[:], np.s_[:, 3], np.s_[7:9, 3:5], np.s_[::3, ::2]])
+def test_contiguous_values_are_read_in_few_calls(
+    file: Any, monkeypatch: pytest.MonkeyPatch, key: Any
+) -> None:
+    array = lazy.adapt(file["rows"])[key]
+    sizes: list[int] = []
+    read = os.preadv
+
+    def preadv(number: int, buffers: list[Any], offset: int) -> int:
+        sizes.append(len(buffers[0]))
+        return read(number, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    np.testing.assert_array_equal(array.compute(), file["rows"][()][key])
+    assert len(sizes) <= 2 and sum(sizes) <= 300 * 500 * 2
 
 
 def test_damage_and_other_files_are_noticed(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def client() -> Iterator[Client]:
             n_workers=2,
             threads_per_worker=1,
             memory_limit="1GiB",
-            dashboard_address=None,
+            dashboard_address=":0",
             host="127.0.0.1",
             silence_logs="CRITICAL",
         ) as cluster,

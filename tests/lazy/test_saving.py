@@ -15,6 +15,7 @@ import hdf5plugin  # noqa: F401  # h5py reads Blosc2 by it
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+import tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,26 +112,38 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, there: bool) -> None:
     assert not there or path.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("call", ["sync_file", "rename"])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_disk_that_refuses_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise rs.StorageError(28, "no space")
+        raise OSError(28, "no space")
 
-    monkeypatch.setattr(saving.files, call, refuse)
+    monkeypatch.setattr(os, call, refuse)
     path = tmp_path / "r.h5"
     path.write_bytes(b"old")
-    with pytest.raises(rs.StorageError):
+    with pytest.raises(rs.StorageError, match=rf"{path}: could not be .*no space"):
         lazy.save({"x": np.zeros(3)}, path)
     assert names_in(tmp_path) == ["r.h5"] and path.read_bytes() == b"old"
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(rs.StorageError, match=r"absent.*r\.h5"):
-        lazy.save({"x": np.zeros(3)}, tmp_path / "absent" / "r.h5")
+    target = tmp_path / "absent" / "r.h5"
+    with pytest.raises(rs.StorageError, match=rf"^{target}: .* no folder {target.parent}$"):
+        lazy.save({"x": np.zeros(3)}, target)
     with pytest.raises(rs.UsageError, match="is a folder"):
         lazy.save({"x": np.zeros(3)}, tmp_path)
+
+
+def test_libhdf5s_errors_name_the_file_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(tables.File, "create_carray", refuse)
+    with pytest.raises(rs.StorageError, match=rf"^{tmp_path / 'r.h5'}: .*no space"):
+        lazy.save({"x": np.zeros(3)}, tmp_path / "r.h5")
 
 
 REFUSED: dict[str, Callable[[], dict[str, Any]]] = {

@@ -195,3 +195,8 @@ def test_what_is_no_picture_is_refused(ax: Any, shape: tuple[int, ...]) -> None:
     if len(shape) > 1 and 0 not in shape:
         with pytest.raises(UsageError):
             lazy.imshow(np.zeros((10, 10)), ax=ax, overviews=[np.zeros((5, 5, 3))])
+
+
+def test_overviews_that_are_no_sequence_are_refused(ax: Any) -> None:
+    with pytest.raises(UsageError, match="sequence of arrays"):
+        lazy.imshow(np.zeros((10, 10)), ax=ax, overviews=5)  # type: ignore[arg-type]

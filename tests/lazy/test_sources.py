@@ -416,6 +416,57 @@ def test_scalars_and_tables_are_arrays_too(tmp_path: Path) -> None:
         assert scalar.compute() == 5
 
 
+SCALARS = {
+    "big-endian": np.array(3, ">f4"),
+    "bytes": np.array(b"ab", "S5"),
+    "masked": np.ma.masked_array(np.array(3, "i2"), True),
+    "not masked": np.ma.masked_array(np.array(3, "i2"), False),
+    "text": np.array("ab", "U5"),
+    "object": np.array(None, object),
+    "date": np.array("2000-01-01", "M8[s]"),
+    "record": np.array((1, b"a"), [("a", ">i4"), ("b", "S3")]),
+}
+
+
+def assert_same_scalar(got: Any, values: Any) -> None:
+    assert got.shape == () and got.dtype == values.dtype
+    np.testing.assert_array_equal(np.ma.getmaskarray(got), np.ma.getmaskarray(values))
+    assert np.ma.is_masked(values) or got.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_arrays_of_no_dimensions_keep_dtype_and_mask(name: str) -> None:
+    for x in (SCALARS[name], Recording(SCALARS[name])):
+        assert_same_scalar(lazy.adapt(x).compute(), SCALARS[name])
+        assert_same_scalar(lazy.adapt(x)[...].compute(scheduler="sync"), SCALARS[name])
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+@pytest.mark.parametrize("name", ["big-endian", "bytes", "record"])
+def test_so_do_those_in_files(name: str, mode: str, tmp_path: Path) -> None:
+    values = SCALARS[name]
+    mapped = np.memmap(tmp_path / "map", values.dtype, "w+", shape=())
+    mapped[...] = values
+    assert_same_scalar(lazy.adapt(mapped).compute(), values)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = values
+    with h5py.File(tmp_path / "x.h5", mode) as file:
+        assert_same_scalar(lazy.adapt(file["x"]).compute(), values)
+
+
+def test_so_do_those_of_zarr(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "x", shape=(), dtype=">f4")
+    array[...] = 3
+    assert_same_scalar(lazy.adapt(array).compute(), np.array(3, ">f4"))
+
+
+def test_a_scalar_of_another_type_than_was_said_is_refused() -> None:
+    source = Recording(np.array(3.0))
+    source.values = np.array(3.0, "f4")
+    with pytest.raises(FormatError, match=r"float32 came where .* float64"):
+        lazy.adapt(source).compute()
+
+
 def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a list"):
         lazy.adapt([1, 2])

@@ -98,6 +98,39 @@ def test_masked_values_are_left_out(values: np.ndarray, data: st.DataObject) -> 
         )
 
 
+@given(
+    hnp.arrays("i4", hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=3)), st.data()
+)
+@settings(max_examples=40)
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_extremes_of_no_values_are_an_error_where_numpy_has_one(
+    name: str, values: np.ndarray, data: st.DataObject
+) -> None:
+    axis, keepdims = data.draw(axes(values.ndim)), data.draw(st.booleans())
+    x = lazily(values, data)
+    result = getattr(lazy, name)(x, axis, keepdims=keepdims)
+    try:
+        want = ORACLES[name](values, axis=axis, keepdims=keepdims)
+    except ValueError:
+        with pytest.raises(rs.UsageError, match=f"{name} of no values"):
+            result.compute(scheduler="sync")
+        floats = getattr(lazy, name)(x.astype("f4"), axis, keepdims=keepdims, skipna=True)
+        got = floats.compute(scheduler="sync")
+        assert got.shape == result.shape == floats.shape and np.isnan(got).all()
+    else:
+        got = result.compute(scheduler="sync")
+        assert np.shape(got) == result.shape == want.shape
+        np.testing.assert_array_equal(got, want)
+
+
+def test_extremes_of_blocks_of_unknown_size_are_those_of_what_is_in_them() -> None:
+    x = lazy.adapt(np.arange(12.0), chunks=3)
+    assert float(lazy.min(x[x > 7])) == 8 and float(lazy.max(x[x < 2])) == 1
+    with pytest.raises(rs.UsageError, match="max of no values"):
+        lazy.max(x[x > 100]).compute()
+    assert np.isnan(float(lazy.max(x[x > 100], skipna=True)))
+
+
 @given(arrays(["f4", "f8"]).filter(lambda a: a.ndim > 0), st.data())
 @settings(max_examples=40)
 def test_nan_makes_nan_or_is_skipped(values: np.ndarray, data: st.DataObject) -> None:

@@ -18,6 +18,30 @@ class Stopped(Exception):
     """The process died here."""
 
 
+def stops(
+    monkeypatch: pytest.MonkeyPatch, step: str, nth: int, after: bool, act: Callable[[], Any]
+) -> bool:
+    """`act`, but that the `nth` call of a step of `files` ends it; whether it came so far."""
+    calls, real = 0, getattr(files, step)
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != nth:
+            return real(*arguments, **options)
+        if after:
+            real(*arguments, **options)
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, step, stop)
+        try:
+            act()
+        except Stopped:
+            return True
+    return False
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> rs.Store:
     store = rs.create(tmp_path / "store", {"a": rs.Field("i4", (None,))})
@@ -39,27 +63,13 @@ def test_stopped_before_or_after_a_step_the_store_is_at_the_last_or_the_new_vers
     direct: int,
 ) -> None:
     monkeypatch.setattr(lists, "DIRECT", direct)
-    calls = 0
-    real = getattr(files, step)
 
-    def stop(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls != nth:
-            return real(*arguments, **options)
-        if after:
-            real(*arguments, **options)
-        raise Stopped
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, step, stop)
+    def append() -> None:
         writer = store.writer()
         writer.append({"a": [4]})
-        try:
-            writer.commit()
-            stopped = False
-        except Stopped:
-            stopped = True
+        writer.commit()
+
+    stopped = stops(monkeypatch, step, nth, after, append)
 
     fresh = rs.open(store.path, "a", verify=True)
     assert isinstance(fresh, rs.Store)

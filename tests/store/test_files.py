@@ -85,3 +85,22 @@ def test_a_file_whose_name_may_not_be_on_the_disk_is_taken_back(
     with pytest.raises(rs.StorageError), files.appearing(tmp_path / "x.bin") as temporary:
         files.write_file(temporary, b"")
     assert not os.listdir(tmp_path)
+
+
+def test_a_disk_that_refuses_to_say_what_is_to_be_removed_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(ZeroDivisionError), files.appearing(tmp_path / "x") as temporary:
+        temporary.touch()
+        monkeypatch.setattr(os, "stat", refuse)
+        1 / 0  # noqa: B018
+
+    monkeypatch.undo()
+    refused = pytest.raises(rs.StorageError, match="Input/output error")
+    with refused, files.appearing(tmp_path / "x"):
+        monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())

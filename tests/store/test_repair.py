@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import raggedstore as rs
-from raggedstore.store import files, lists
+from raggedstore.store import lists
 from raggedstore.store.manifest import path_of
 from raggedstore.store.repair import RepairReport, repair
-from tests.store.test_commit import STEPS, Stopped, race
+from tests.store.test_commit import STEPS, race, stops
 
 COUNT = 600
 FIELDS = {
@@ -419,24 +419,7 @@ def test_stopped_before_or_after_a_step_the_store_is_as_it_was_or_repaired(
 ) -> None:
     damage_much(store)
     before = contents(store)
-    calls, real = 0, getattr(files, step)
-
-    def stop(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls != nth:
-            return real(*arguments, **options)
-        if after:
-            real(*arguments, **options)
-        raise Stopped
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, step, stop)
-        try:
-            repair(store.path)
-            stopped = False
-        except Stopped:
-            stopped = True
+    stopped = stops(monkeypatch, step, nth, after, lambda: repair(store.path))
 
     assert {path: path.read_bytes() for path in before} == before
     fresh = reopen(store)
@@ -556,7 +539,9 @@ def changes(draw: st.DrawFn) -> Change:
 
     def change(data: bytes) -> bytes:
         new, at = bytearray(data), int(where * len(data))
-        if kind == "flip":
+        if not new:  # cut off before
+            pass
+        elif kind == "flip":
             new[at] ^= mask
         elif kind == "zeros":
             new[at : at + length] = bytes(len(new[at : at + length]))
