@@ -12,6 +12,8 @@ times 2**64 are missing.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +22,13 @@ import numpy.typing as npt
 
 from raggedstore.errors import UsageError
 
-__all__ = ["Moments", "check_real"]
+__all__ = ["Moments", "Spread", "check_real"]
 
 Floats = npt.NDArray[np.float64]
 
 _PIECE = 2**17  # values at a time: 1 MiB as float64, which stays in the processor's cache
+_SHARED = 2**18  # and where threads share the work, so many: they wait for one another less often
+_CRUMB = 64  # so many neighbours at least, or what is read between them costs more than they
 _ROWS = 16  # but this many rows at least, or many groups would cost a step for each row
 _MODULUS = 2**64
 
@@ -33,6 +37,72 @@ def check_real(dtype: np.dtype[Any], what: str) -> None:
     """UsageError where values of `dtype` are no real numbers."""
     if dtype.kind not in "biuf":
         raise UsageError(f"{what} needs real numbers, and these are {dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Count, mean and summed squares of distances to it, of some groups of values.
+
+    Attributes
+    ----------
+    count : int64, of each group, or an int for all of them
+    mean, squares : float64, of the shape of the groups
+    """
+
+    count: npt.NDArray[np.int64] | int
+    mean: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], along: tuple[int, ...]) -> Spread:
+        """That of real numbers along some axes of an array, for each place along the others."""
+        if len(along) == values.ndim and values.flags.c_contiguous:
+            values, along = values.reshape(-1), (0,)
+        if not values.size:
+            groups = [n for axis, n in enumerate(values.shape) if axis not in along]
+            return cls(0, np.zeros(groups), np.zeros(groups))
+        # Pieces of other groups cost nothing to put together, as long as their rows are no crumbs.
+        left = [axis for axis in range(values.ndim) if axis not in along]
+        least = [1] * values.ndim
+        if values.ndim - 1 in left:
+            least[-1] = _CRUMB
+        cuttable = [axis for axis in (*left, *along) if values.shape[axis] > least[axis]]
+        if values.size <= _SHARED or not cuttable:
+            return _spread_of_piece(values, along)
+        axis = cuttable[0]
+        step = max(_SHARED * values.shape[axis] // values.size, least[axis])
+        before = (slice(None),) * axis
+        parts = [
+            cls.of(values[(*before, slice(first, first + step))], along)
+            for first in range(0, values.shape[axis], step)
+        ]
+        if axis in along:
+            return functools.reduce(cls.merge, parts)
+        means, squares = ([getattr(part, name) for part in parts] for name in ("mean", "squares"))
+        place = left.index(axis)
+        return cls(parts[0].count, np.concatenate(means, place), np.concatenate(squares, place))
+
+    def merge(self, other: Spread) -> Spread:
+        """That of the values of both."""
+        count = self.count + other.count
+        # Of the whole; where there is nothing, nothing is weighed.
+        mine = self.count / np.maximum(count, 1)
+        theirs = other.count / np.maximum(count, 1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = other.mean - self.mean
+            return Spread(
+                count,
+                # Not mean + delta * theirs: that is NaN where one mean is infinite.
+                self.mean * mine + other.mean * theirs,
+                self.squares + other.squares + delta * delta * self.count * theirs,
+            )
+
+    def variance(self, ddof: int = 0) -> Floats:
+        """Squares over count less `ddof`; NaN where that is not positive."""
+        freedom = self.count - ddof
+        out = np.full(np.shape(self.squares), np.nan)
+        np.divide(self.squares, freedom, out=out, where=np.asarray(freedom > 0))
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +185,14 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Those of the values of both."""
-        count = self.count + other.count
-        # Of the whole; where there is nothing, nothing is weighed.
-        mine = self.count / np.maximum(count, 1)
-        theirs = other.count / np.maximum(count, 1)
+        spread = Spread(self.count, self.mean, self.squares).merge(
+            Spread(other.count, other.mean, other.squares)
+        )
         with np.errstate(invalid="ignore", over="ignore"):
-            delta = other.mean - self.mean
             return Moments(
-                count,
-                # Not mean + delta * theirs: that is NaN where one mean is infinite.
-                self.mean * mine + other.mean * theirs,
-                self.squares + other.squares + delta * delta * self.count * theirs,
+                np.asarray(spread.count),
+                spread.mean,
+                spread.squares,
                 np.minimum(self.min, other.min),
                 np.maximum(self.max, other.max),
                 self.total + other.total,
@@ -133,9 +200,7 @@ class Moments:
 
     def variance(self, ddof: int = 0) -> Floats:
         """Squares over count less `ddof`; NaN where that is not positive."""
-        out, freedom = np.full(self.count.shape, np.nan), self.count - ddof
-        np.divide(self.squares, freedom, out=out, where=freedom > 0)
-        return out
+        return Spread(self.count, self.mean, self.squares).variance(ddof)
 
     def sums(self) -> npt.NDArray[Any]:
         """The sum: of integers exactly, as Python ints (dtype object); of floats as float64."""
@@ -147,6 +212,19 @@ class Moments:
             kept, near = int(self.total[place]), int(about[place])
             sums[place] = kept + _MODULUS * round((near - kept) / _MODULUS)
         return sums
+
+
+def _spread_of_piece(values: npt.NDArray[Any], along: tuple[int, ...]) -> Spread:
+    """That of values that are few enough to be copied."""
+    count = math.prod(values.shape[axis] for axis in along)
+    axes = list(range(values.ndim))
+    left = [axis for axis in axes if axis not in along]
+    with np.errstate(invalid="ignore", over="ignore"):
+        wide = values.astype(np.float64)
+        mean = wide.sum(axis=along, keepdims=True) / count
+        wide -= mean
+        squares: Floats = np.asarray(np.einsum(wide, axes, wide, axes, left))  # type: ignore[arg-type]
+    return Spread(count, mean.reshape(squares.shape), squares)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -1,14 +1,17 @@
 """Moments of pieces, merged, against NumPy's of the whole."""
 
 import itertools
+import warnings
 from typing import Any
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raggedstore.moments import Moments
+from raggedstore import moments as module
+from raggedstore.moments import Moments, Spread
 
 DTYPES = ["?", "u1", "i2", "<i8", ">i8", "u8", "f2", "<f4", ">f4", "f8"]
 
@@ -106,3 +109,45 @@ def test_no_values_have_no_mean() -> None:
     assert np.isnan(got.variance()).all()
     with pytest.raises(ValueError, match="size"):
         Moments.from_bytes(got.to_bytes()[:-1], "i4", (2,))
+
+
+# Spread
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_spread_along_any_axes_is_numpys_mean_and_variance(data: st.DataObject) -> None:
+    shape = data.draw(hnp.array_shapes(max_dims=4, max_side=9, min_side=0))
+    dtype = data.draw(st.sampled_from(["f4", ">f8", "i2", "u8", "f2", "?"]))
+    values = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    values[...] = np.random.default_rng(1).integers(0, 1 if dtype == "?" else 99, shape)
+    if data.draw(st.booleans()):
+        values = values.T
+    along = tuple(data.draw(st.sets(st.integers(0, values.ndim - 1), min_size=1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SHARED", data.draw(st.integers(1, 200)))
+        patch.setattr(module, "_CRUMB", data.draw(st.integers(1, 5)))
+        spread = Spread.of(values, along)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean, variance = (f(values, axis=along, dtype="f8") for f in (np.mean, np.var))
+    assert spread.squares.shape == mean.shape
+    np.testing.assert_allclose(spread.variance(), variance, atol=1e-9)
+    if spread.count:
+        np.testing.assert_allclose(spread.mean, mean, rtol=1e-12)
+
+
+def test_a_spread_keeps_its_digits_where_the_mean_is_large() -> None:
+    values = (1e6 + np.random.default_rng(0).standard_normal((3000, 700))).astype("f4")
+    spread, wide = Spread.of(values, (0, 1)), values.astype("f8")
+    assert float(spread.variance()) == pytest.approx(wide.var(), rel=1e-13)
+    assert float(spread.mean) == pytest.approx(wide.mean(), rel=1e-15)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_none_makes_none_of_its_group_alone(value: float) -> None:
+    values = np.ones((2**19, 3))
+    values[7, 1] = value
+    spread = Spread.of(values, (0,))
+    np.testing.assert_array_equal(spread.mean, [1, value, 1])
+    np.testing.assert_array_equal(spread.variance(), [0, np.nan, 0])

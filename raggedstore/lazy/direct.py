@@ -6,18 +6,21 @@ bytes of the chunks that it needs with `pread` and decodes them itself, with no 
 lie one after another, in no chunks, are read likewise, and not mapped into memory: a file cut
 short is an error and not a SIGBUS that ends the interpreter.
 
-That is done for files that nobody writes to, and for plain numbers stored raw or under the filters
-that are decoded here: Blosc, Blosc2, deflate, shuffle, fletcher32. All else is left to libhdf5.
+That is done for files that nobody writes to, and for plain numbers in one piece or in chunks under
+the filters that are decoded here: Blosc, Blosc2, deflate, shuffle, fletcher32. All else is left to
+libhdf5, chunks that are not compressed too: there is nothing to decode.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,12 @@ import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError, FormatError
 from raggedstore.lazy.files import Hdf5Source
-from raggedstore.lazy.windows import Source, Values, Window
+from raggedstore.lazy.windows import READ_AT_ONCE, Source, Values, Window
 from raggedstore.segment.codec import check_frame, decode_blosc, decode_frame
+from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
+from raggedstore.segment.gather import Task, run
 from raggedstore.segment.rebuild import BLOSC, BLOSC2
 
 __all__ = ["past_libhdf5"]
@@ -42,6 +47,9 @@ _UNDEFINED = 2**64 - 1  #: an address that HDF5 has not given out
 #: costs no more than another call,
 _NEAR_BYTES = 2**14
 _SLAB_BYTES = 2**18  #: so many bytes at a time, which stay in the processor's cache
+
+#: Threads to decode chunks in, and memory of each of them.
+_context = ReadContext(0)
 
 
 def past_libhdf5(source: Hdf5Source) -> Source:
@@ -71,8 +79,8 @@ def _parsed(source: Hdf5Source) -> Source | None:
         if node.id.layout_class != _CHUNKED:
             return None
         filters = tuple(int(f["filter_id"]) for f in node.id.filter_pipeline or [])
-        if filters not in ((BLOSC,), (BLOSC2,)) and not PIPELINE.issuperset(filters):
-            return None
+        if filters not in ((BLOSC,), (BLOSC2,)) and not (filters and PIPELINE.issuperset(filters)):
+            return None  # chunks as they are, too, of which libhdf5 takes what is wanted
         return _ChunkedSource(source, len(bare), _Chunks.of(node, file.userblock_size, filters))
 
 
@@ -119,6 +127,8 @@ class _Part:
 class _DirectSource(Source):
     """The dataset of another source, whose bytes are read here."""
 
+    at_once = fresh = True
+
     def __init__(self, source: Hdf5Source, file_size: int) -> None:
         self.shape, self.dtype, self.unit = source.shape, source.dtype, source.unit
         self.token = source.token
@@ -163,29 +173,7 @@ class _ContiguousSource(_DirectSource):
         self._offset = offset
 
     def _read_into(self, out: Values, window: Window, file: FileBytes) -> None:
-        steps, first, size = [0] * self.ndim, self._offset, self.dtype.itemsize
-        for axis in reversed(range(self.ndim)):
-            steps[axis] = window[axis].step * size
-            first += window[axis].start * size
-            size *= self.shape[axis]
-        self._fill(out, first, steps, file)
-
-    def _fill(self, out: Values, first: int, steps: list[int], file: FileBytes) -> None:
-        """Read values: `first` is the byte of the first, `steps` bytes lead along each axis."""
-        ends = ((n - 1) * step for n, step in zip(out.shape, steps, strict=True))
-        extent = sum(ends) + self.dtype.itemsize
-        if extent == out.nbytes:
-            file.read_into(first, out.reshape(-1).view(np.uint8).data)
-        elif len(out) == 1 or steps[0] > _NEAR_BYTES:
-            for i in range(len(out)):
-                self._fill(out[i, ...], first + i * steps[0], steps[1:], file)
-        else:
-            rows = max(1, _SLAB_BYTES // steps[0])
-            for i in range(0, len(out), rows):
-                part = out[i : i + rows]
-                slab = np.empty(extent - (len(out) - len(part)) * steps[0], np.uint8)
-                file.read_into(first + i * steps[0], slab.data)
-                part[...] = np.ndarray(part.shape, self.dtype, slab, 0, steps)
+        _read_window(out, window, self.shape, self._offset, file)
 
 
 class _ChunkedSource(_DirectSource):
@@ -199,28 +187,33 @@ class _ChunkedSource(_DirectSource):
 
     def _read_into(self, out: Values, window: Window, file: FileBytes) -> None:
         chunks = self._chunks
-        scratch = np.empty(chunks.shape, self.dtype)
         axes = [list(_parts(s, size)) for s, size in zip(window, chunks.shape, strict=True)]
-        for parts in itertools.product(*axes):
-            at = tuple(part.number for part in parts)
-            target = out[tuple(part.out for part in parts)]
-            whole = target.shape == chunks.shape
-            if chunks.offset[at] < 0:
-                target[...] = chunks.fill
-            elif whole and target.flags.c_contiguous:
-                values = self._decoded(file, at, target)
-                if values is not target:
-                    target[...] = values
-            else:
-                values = self._decoded(file, at, scratch)
-                target[...] = values[tuple(part.within for part in parts)]
+        tasks: list[Task] = [
+            partial(self._read_chunk, out, parts, file) for parts in itertools.product(*axes)
+        ]
+        run(tasks, _context.pool if READ_AT_ONCE.get() else None, _context.threads)
+
+    def _read_chunk(self, out: Values, parts: tuple[_Part, ...], file: FileBytes) -> None:
+        """Read what a window has of one chunk."""
+        chunks, at = self._chunks, tuple(part.number for part in parts)
+        target = out[tuple(part.out for part in parts)]
+        if chunks.offset[at] < 0:
+            target[...] = chunks.fill
+        elif target.shape == chunks.shape and target.flags.c_contiguous:
+            values = self._decoded(file, at, target)
+            if values is not target:
+                target[...] = values
+        else:
+            raw = _context.scratch("chunk", math.prod(chunks.shape) * self.dtype.itemsize)
+            values = self._decoded(file, at, raw.view(self.dtype).reshape(chunks.shape))
+            target[...] = values[tuple(part.within for part in parts)]
 
     def _decoded(self, file: FileBytes, at: tuple[int, ...], room: Values) -> Values:
         """A chunk: in `room`, which is of its shape and contiguous, or wherever it came to lie."""
         chunks, raw = self._chunks, room.reshape(-1).view(np.uint8)
         offset, size = int(chunks.offset[at]), int(chunks.size[at])
         filters, mask = chunks.filters, int(chunks.mask[at])
-        if not filters or (mask and not PIPELINE.issuperset(filters)):  # its only filter skipped
+        if mask and not PIPELINE.issuperset(filters):  # its only filter skipped
             file.read_into(offset, raw.data)
             return room
         stored = file.read(offset, size)
@@ -254,6 +247,36 @@ class _ChunkedSource(_DirectSource):
         axes = [axis for i in range(room.ndim) for axis in (i, room.ndim + i)]
         full = [count * block for count, block in zip(grid, blocks, strict=True)]
         return cut.transpose(axes).reshape(full)[tuple(map(slice, room.shape))]
+
+
+def _read_window(
+    out: Values, window: Window, shape: tuple[int, ...], offset: int, file: FileBytes
+) -> None:
+    """Read a window of an array of some `shape` that lies from `offset` in a file."""
+    steps, first, size = [0] * len(shape), offset, out.dtype.itemsize
+    for axis in reversed(range(len(shape))):
+        steps[axis] = window[axis].step * size
+        first += window[axis].start * size
+        size *= shape[axis]
+    _read_strided(out, first, steps, file)
+
+
+def _read_strided(out: Values, first: int, steps: list[int], file: FileBytes) -> None:
+    """Read values: `first` is the byte of the first, `steps` bytes lead along each axis."""
+    ends = ((n - 1) * step for n, step in zip(out.shape, steps, strict=True))
+    extent = sum(ends) + out.dtype.itemsize
+    if extent == out.nbytes and out.flags.c_contiguous:
+        file.read_into(first, out.reshape(-1).view(np.uint8).data)
+    elif steps and (len(out) == 1 or steps[0] > _NEAR_BYTES):
+        for i in range(len(out)):
+            _read_strided(out[i, ...], first + i * steps[0], steps[1:], file)
+    else:
+        rows = max(1, _SLAB_BYTES // steps[0])
+        for i in range(0, len(out), rows):
+            part = out[i : i + rows]
+            slab = np.empty(extent - (len(out) - len(part)) * steps[0], np.uint8)
+            file.read_into(first + i * steps[0], slab.data)
+            part[...] = np.ndarray(part.shape, out.dtype, slab, 0, steps)
 
 
 def _parts(along: slice, size: int) -> Iterator[_Part]:

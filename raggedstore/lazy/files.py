@@ -9,12 +9,11 @@ its own, but the others do not know it.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.errors import FormatError, NotAStoreError, UsageError
+from raggedstore.errors import CorruptionError, FormatError, NotAStoreError, UsageError
 from raggedstore.extras import require
 from raggedstore.lazy.windows import Source, Values, Window, unique_token, view_of
 from raggedstore.segment.writer import hdf5_lock
@@ -79,7 +78,7 @@ class _Kind:
 
 
 def _open_h5py(path: str) -> Any:
-    with contextlib.suppress(ImportError):
+    with suppress(ImportError):
         import hdf5plugin  # noqa: F401  # registers filters, Blosc2 among them
     return require("h5py", "h5py").File(path, "r")
 
@@ -134,6 +133,7 @@ class Hdf5Source(Source):
     """
 
     lock: AbstractContextManager[Any] = HDF5_LOCK
+    at_once = fresh = True  # others would wait for the lock
 
     def __init__(self, kind: str, node: Any) -> None:
         what, self._kind, self._node = _KINDS[kind], kind, node
@@ -148,9 +148,10 @@ class Hdf5Source(Source):
             self.unit = None if unit is None else tuple(map(int, unit))
             self.path, self.name = os.path.abspath(what.path(node)), what.name(node)
             self.final = what.is_final(node)
-        self.token = unique_token(kind)
+        self.token, self._size = unique_token(kind), 0
         if self.final and os.path.exists(self.path):
             stat = os.stat(self.path)
+            self._size = stat.st_size
             self.token = f"{kind}-{self.path}-{self.name}-{stat.st_ino}-{stat.st_mtime_ns}"
 
     def __repr__(self) -> str:
@@ -166,9 +167,20 @@ class Hdf5Source(Source):
         if node is None or not _KINDS[self._kind].is_open(node):
             node = self._reopened()
         if not window:  # PyTables knows no empty tuple, and h5py makes a scalar of one
-            return node.read() if self._kind == "tables" else node[...]
-        # A Table takes a slice, and none in a tuple.
-        return node[window if len(window) > 1 else window[0]]
+            values = node.read() if self._kind == "tables" else node[...]
+        else:
+            # A Table takes a slice, and none in a tuple.
+            values = node[window if len(window) > 1 else window[0]]
+        self._check_whole()
+        return values
+
+    def _check_whole(self) -> None:
+        """CorruptionError where the file was cut short: libhdf5 then reads zeros."""
+        with suppress(FileNotFoundError):  # what is open and removed is whole
+            if self._size and (size := os.stat(self.path).st_size) < self._size:
+                raise CorruptionError(
+                    f"{self}: the file has {size} bytes, and had {self._size} when it was adapted"
+                )
 
     def _reopened(self) -> Any:
         _stat(self.path)
@@ -244,8 +256,11 @@ class MemmapSource(Source):
     by what they do with a result.
     """
 
+    at_once = True
+
     def __init__(self, array: npt.NDArray[Any], base: np.memmap[Any, Any]) -> None:
         self.shape, self.dtype = array.shape, array.dtype
+        self.mapped = array.flags.c_contiguous and array.dtype.isnative
         self._array: Values | None = _readonly(array)
         self._path = os.path.abspath(os.fsdecode(base.filename))  # type: ignore[arg-type]
         mapped = np.frombuffer(base._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]

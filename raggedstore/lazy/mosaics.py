@@ -248,6 +248,7 @@ class _Joined(Source):
         first = parts[0]
         self.shape = (*first.shape[:axis], sum(sizes), *first.shape[axis + 1 :])
         self.dtype, self.masked = first.dtype, any(part.masked for part in parts)
+        self.at_once = all(part.at_once for part in parts)
         self.token = f"joined-{axis}-{'-'.join(part.token for part in parts)}"
 
     def __repr__(self) -> str:

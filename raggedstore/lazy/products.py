@@ -1,15 +1,21 @@
 """Products of matrices and vectors larger than memory, by blocks.
 
-Dask's own product of blocks is what computes: BLAS on one block of each operand, in as many threads
-as there are, and sums of what comes out. It reads a block anew for each product that needs it, and
-so keeps none. What is done here is to cut the operands so that it goes well: into blocks of whole
-chunks of the file, which a loop over rows would decode again and again, and so small that those
-which all threads hold fit into a budget together.
+A matrix times what is in memory is read once, in bands of rows: each is a task that goes through
+its band in tiles of whole chunks, so small that they stay in the processor's cache.
+
+Of all others, Dask's own product of blocks is what computes: BLAS on one block of each operand, in
+as many threads as there are, and sums of what comes out. It reads a block anew for each product
+that needs it, and so keeps none. What is done here is to cut the operands so that it goes well:
+into blocks of whole chunks of the file, which a loop over rows would decode again and again, and so
+small that those which all threads hold fit into a budget together.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -18,8 +24,15 @@ import numpy as np
 from dask.system import CPU_COUNT
 
 from raggedstore.errors import UsageError
-from raggedstore.lazy.sources import adapt
-from raggedstore.lazy.windows import Chunks, SourceArray, group_chunks, source_of
+from raggedstore.lazy.sources import adapt, memory_of
+from raggedstore.lazy.windows import (
+    Chunks,
+    Source,
+    SourceArray,
+    Values,
+    group_chunks,
+    source_of,
+)
 from raggedstore.units import parse_bytes
 
 __all__ = ["matmul"]
@@ -28,6 +41,11 @@ __all__ = ["matmul"]
 #: are matrices, those of the other one and products that wait to be summed.
 _HELD, _HELD_OF_TWO = 2, 16
 _KINDS = "biufc"
+#: Bytes of a tile, and at most of a band; and bands for each thread, that none waits long for the
+#: last.
+_TILE, _BAND, _BANDS = 2**21, 2**28, 4
+#: What is mapped goes to BLAS as it lies, which has threads of its own: so many bytes at a time.
+_MAPPED = 2**30
 #: Smaller blocks cost more to schedule than to read.
 _LEAST = 2**18
 
@@ -77,6 +95,9 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
     threads = dask.config.get("num_workers", None) or CPU_COUNT
     held = threads * (_HELD_OF_TWO if two else _HELD)
     block = max(parse_bytes(budget, what="budget") // held, _LEAST)
+    matrix, factor = source_of(left), memory_of(source_of(right))
+    if matrix is not None and matrix.ndim == 2 and not matrix.masked and factor is not None:
+        return _in_bands(matrix, factor, min(block, _TILE), _BANDS * threads)
     if left.ndim >= right.ndim:
         left = _cut(left, block, square=two)
         right = _aligned(right, 0, left.chunks[-1], block)
@@ -90,6 +111,51 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
     dtype = np.result_type(left.dtype, right.dtype)
     # Dask sums what small integers came to as larger ones, whatever dtype it says it is of.
     return product.map_blocks(np.asarray, dtype, dtype=dtype)
+
+
+def _in_bands(source: Source, factor: Values, tile: int, bands: int) -> da.Array:
+    """The product of what a source reads and an array in memory."""
+    band = _BAND
+    # Else NumPy would make a copy first.
+    by_blas = source.mapped and source.dtype == factor.dtype and source.dtype.char in "fdFD"
+    if by_blas:
+        tile, band, bands = _MAPPED, _MAPPED, 1
+    rows = source.shape[0]
+    row = max(1, source.dtype.itemsize * source.shape[1])
+    unit = 1 if source.unit is None else min(source.unit[0], rows)
+    size = max(1, min(-(-rows // bands), band // row) // unit) * unit
+    product, matrix, vector = dask.delayed(_product), dask.delayed(source), dask.delayed(factor)
+    dtype = np.result_type(source.dtype, factor.dtype)
+    parts = [
+        da.from_delayed(
+            product(matrix, first, min(first + size, rows), vector, tile, by_blas),
+            (min(size, rows - first), *factor.shape[1:]),
+            dtype,
+        )
+        for first in range(0, rows, size)
+    ]
+    none = da.zeros((0, *factor.shape[1:]), dtype=dtype)
+    return da.concatenate(parts) if parts else none
+
+
+def _product(
+    source: Source, first: int, stop: int, factor: Values, tile: int, by_blas: bool
+) -> Values:
+    """The product of rows of a source and an array in memory, tile by tile."""
+    shape = (stop - first, source.shape[1])
+    out = np.zeros((shape[0], *factor.shape[1:]), np.result_type(source.dtype, factor.dtype))
+    cuts = group_chunks(shape, source.dtype, source.unit, tile)
+    if 0 in shape:
+        return out
+    edges = [list(itertools.pairwise(itertools.accumulate(sizes, initial=0))) for sizes in cuts]
+    times: Callable[[Values, Values], Values] = np.matmul
+    if factor.ndim == 1 and not by_blas:
+        # BLAS's threads get into the way of Dask's; and of a vector, NumPy is as fast.
+        times = functools.partial(np.einsum, "ij,j->i")
+    for (a, b), (c, d) in itertools.product(*edges):
+        values = source.fetch((slice(first + a, first + b, 1), slice(c, d, 1)))
+        out[a:b] += times(values, factor[c:d])
+    return out
 
 
 def _adapted(x: Any) -> da.Array:

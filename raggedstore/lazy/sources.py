@@ -123,6 +123,8 @@ def _source_of(x: Any) -> Source:
 class _MemorySource(Source):
     """An array in memory, masked or not."""
 
+    at_once = fresh = True
+
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self.shape, self.dtype = array.shape, array.dtype
         self.masked = isinstance(array, np.ma.MaskedArray)
@@ -135,6 +137,11 @@ class _MemorySource(Source):
     def read(self, window: Window) -> Any:
         # A copy: who computes a result may write to it.
         return view_of(self._array, window).copy()
+
+
+def memory_of(source: Source | None) -> npt.NDArray[Any] | None:
+    """The array that a source reads from, where it lies in memory and is not masked."""
+    return source._array if isinstance(source, _MemorySource) and not source.masked else None
 
 
 class _ObjectSource(Source):
@@ -171,6 +178,8 @@ def _lock_for(x: Any) -> AbstractContextManager[Any]:
 
 class _FieldSource(Source):
     """A field of fixed shape of a store, selection or concatenation: (n, ...)."""
+
+    at_once = True
 
     def __init__(self, view: FieldView) -> None:
         field = view.field

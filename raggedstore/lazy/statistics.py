@@ -1,7 +1,8 @@
 """Statistics of arrays of any size, as lazy arrays: `compute` reads the data once for many of them.
 
 Dask's reductions do the work, told to sum in float64 whatever the data is: a uint8 sum does not
-overflow, and a float32 mean of a million keeps its digits (Dask merges moments as `Moments` does).
+overflow, and a float32 mean of a million keeps its digits. Means and variances of plain numbers go
+by `Spread`, which reads each value once for both; those of masked or complex ones are Dask's own.
 What Dask lacks is built on them: sums of integers that are exact or an error, counts and histograms
 that heed masks, quantiles with a proven error (`Sketch`).
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from raggedstore.errors import UsageError
 from raggedstore.lazy.arguments import axis_number, number, numbers
 from raggedstore.lazy.sources import adapt
-from raggedstore.moments import check_real
+from raggedstore.moments import Spread, check_real
 from raggedstore.sketch import Sketch, capacity_for
 
 __all__ = [
@@ -78,6 +79,8 @@ def mean(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = Fa
         Leave NaN out.
     """
     x, axes = _checked(x, axis, skipna, "mean")
+    if _is_plain(x, skipna):
+        return _of_spread(x, axes, _mean_of, keepdims)
     result = da.mean(x, axis=axes, keepdims=keepdims, dtype=_wide(x.dtype))
     return _filled(result, np.nan, skipna)
 
@@ -88,11 +91,61 @@ def var(
     """The variance, float64: of the population, or of a sample with ``ddof=1``; see `mean`."""
     x, axes = _checked(x, axis, skipna, "var")
     number(ddof, "ddof")
+    if _is_plain(x, skipna):
+        return _of_spread(x, axes, functools.partial(_variance_of, ddof=ddof), keepdims)
     if x.dtype.kind == "c":
         result = da.var(x.astype(_wide(x.dtype)), axis=axes, ddof=ddof, keepdims=keepdims)
     else:
         result = da.var(x, axis=axes, ddof=ddof, keepdims=keepdims, dtype=_wide(x.dtype))
     return _filled(result, np.nan, skipna)
+
+
+def _is_plain(x: da.Array, skipna: bool) -> bool:
+    """Whether there are only real numbers, and all of them count."""
+    real = x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
+    return real and not skipna and type(x._meta) is np.ndarray
+
+
+def _of_spread(
+    x: da.Array, axes: tuple[int, ...], what: Callable[[Spread], Any], keepdims: bool
+) -> da.Array:
+    """Something of the spread along some axes, which all that ask for it have in common."""
+    left = tuple(i for i in range(x.ndim) if i not in axes)
+    reduced = da.reduction(
+        x,
+        functools.partial(_spread_of_block, along=axes),
+        functools.partial(_of_parts, merge=Spread.merge),
+        axis=axes,
+        concatenate=False,
+        dtype=object,
+        meta=np.empty((0,) * len(left), object),
+    )
+    result = reduced.map_blocks(
+        _shown_spread, what, dtype=np.float64, meta=np.empty((0,) * len(left))
+    )
+    return _kept(result, axes, x.ndim) if keepdims else result
+
+
+def _spread_of_block(
+    block: Any, axis: Any, keepdims: bool, along: tuple[int, ...], computing_meta: bool = False
+) -> Any:
+    if computing_meta:
+        return block
+    shape = tuple(n for i, n in enumerate(block.shape) if i not in along)
+    return {"shape": shape, "summary": Spread.of(block, along)}
+
+
+def _shown_spread(part: dict[str, Any], what: Callable[[Spread], Any]) -> npt.NDArray[np.float64]:
+    shown: npt.NDArray[np.float64] = np.asarray(what(part["summary"])).reshape(part["shape"])
+    return shown
+
+
+def _mean_of(spread: Spread) -> Any:
+    return spread.mean if spread.count else np.full(spread.mean.shape, np.nan)
+
+
+def _variance_of(spread: Spread, ddof: int) -> Any:
+    return spread.variance(ddof)
 
 
 def std(
@@ -302,10 +355,7 @@ def quantiles(
         chunks=(*((size,) for size in wanted.shape), *reduced.chunks),
         meta=np.empty((0,) * (wanted.ndim + reduced.ndim)),
     )
-    if keepdims:
-        kept = (None if i in axes else slice(None) for i in range(x.ndim))
-        result = result[(*(slice(None),) * wanted.ndim, *kept)]
-    return result
+    return _kept(result, axes, x.ndim, wanted.ndim) if keepdims else result
 
 
 def _sketch(values: Any, capacity: int) -> Sketch:
@@ -352,6 +402,12 @@ def _filled(result: da.Array, value: float, skipna: bool) -> da.Array:
         return result
     meta = np.empty((0,) * result.ndim, result.dtype)
     return result.map_blocks(np.ma.filled, value, dtype=result.dtype, meta=meta)
+
+
+def _kept(result: da.Array, axes: tuple[int, ...], ndim: int, before: int = 0) -> da.Array:
+    """The axes put back with a length of 1, after so many others."""
+    kept = (None if i in axes else slice(None) for i in range(ndim))
+    return result[(*(slice(None),) * before, *kept)]
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

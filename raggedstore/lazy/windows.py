@@ -10,8 +10,9 @@ picks    Of each axis the positions asked for: a range, which slices of any step
          another, or ascending positions, from a list or mask. A list in another order or with
          repeats becomes ascending positions and a key for what was read.
 now      What is one block of Dask's is one read whoever does it, so `compute` reads it right here,
-         where nobody asked for another scheduler. Dask's graph is made when Dask asks for it: most
-         arrays are an index on the way to another, or a window that is read.
+         where nobody asked for another scheduler; and small windows of more blocks, where the
+         source is as fast by itself. Dask's graph is made when Dask asks for it: most arrays are
+         an index on the way to another, or a window that is read.
 runs     Reading turns the picks of an axis into slices: a range is one; positions are one for
          each chunk of the source that they are in, and where it has none, for each run of
          neighbours.
@@ -25,6 +26,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import get_scheduler
 from dask.callbacks import Callback
+from xxhash import xxh3_128_hexdigest
 
 from raggedstore.errors import (
     FormatError,
@@ -46,6 +49,7 @@ from raggedstore.lazy.keys import Layout, Pick, Points, read_key
 
 __all__ = [
     "CHUNK_BYTES",
+    "READ_AT_ONCE",
     "Arranged",
     "Chunks",
     "Source",
@@ -68,6 +72,10 @@ Values = npt.NDArray[Any]
 #: 32 MiB, from which on glibc asks the system for new memory for each array, and gives it back.
 CHUNK_BYTES = 2**25 - 2**16
 
+#: Whether a source is read by this thread alone, and not by one of several of Dask's: it may then
+#: use threads of its own.
+READ_AT_ONCE = ContextVar("READ_AT_ONCE", default=False)
+
 
 class Source(ABC):
     """What a lazy array reads from."""
@@ -80,6 +88,12 @@ class Source(ABC):
     lock: AbstractContextManager[Any] = nullcontext()
     #: Whether what it reads are masked arrays.
     masked: bool = False
+    #: Whether one call reads a window as fast as threads would that share it.
+    at_once: bool = False
+    #: Whether what it reads is nobody else's.
+    fresh: bool = False
+    #: Whether the values lie in memory as they are, one row after another, without being read.
+    mapped: bool = False
     #: Equal for sources that read the same for sure.
     token: str
 
@@ -171,7 +185,10 @@ class _Picked(Source):
         self.source, self.picks = source, picks
         self.shape = tuple(len(pick) for pick in picks)
         self.dtype, self.masked = source.dtype, source.masked
-        self.token = str(da.core.tokenize(source.token, self.picks))
+        self.at_once, self.fresh = source.at_once, source.fresh
+        lists = [xxh3_128_hexdigest(p.tobytes()) for p in self.picks if isinstance(p, np.ndarray)]
+        ranges = [p for p in self.picks if isinstance(p, range)]
+        self.token = _token(source.token, ranges, lists, [type(p).__name__ for p in self.picks])
 
     def __repr__(self) -> str:
         return f"part of {self.source}"
@@ -208,7 +225,8 @@ class Arranged(Source):
         self.source, self._layout = source, layout
         self.shape = tuple(1 if axis is None else source.shape[axis] for axis in layout)
         self.dtype, self.masked = source.dtype, source.masked
-        self.token = str(da.core.tokenize(source.token, layout))
+        self.at_once, self.fresh = source.at_once, source.fresh
+        self.token = _token(source.token, layout)
 
     def __repr__(self) -> str:
         return repr(self.source)
@@ -267,7 +285,7 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
         # What makes a new Array would ask for the graph. These are what Dask itself sets where it
         # makes an array into another.
         self: SourceArray = object.__new__(cls)
-        self._name = self._source_name = f"read-{da.core.tokenize(source.token, chunks)}"
+        self._name = self._source_name = f"read-{_token(source.token, chunks)}"
         self._chunks, self._meta = chunks, source.empty((0,) * source.ndim)
         self._source, self._graph = source, None
         return self
@@ -304,14 +322,22 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
     def compute(self, **kwargs: Any) -> Any:
         """The values, as Dask computes them.
 
-        One block is read in this thread, where no options, no scheduler, pool or callbacks of Dask
-        and no client of a cluster say who else is to do it.
+        One block is read right here, and so are several small ones where threads would not be
+        faster; unless options, a scheduler, pool or callbacks of Dask or a client of a cluster say
+        who else is to do it.
         """
         source = self.source
-        if source is None or self.npartitions != 1 or kwargs or _is_run_elsewhere():
+        if source is None or kwargs or _is_run_elsewhere():
             return super().compute(**kwargs)
+        if self.npartitions != 1 and not (source.at_once and self.nbytes <= CHUNK_BYTES):
+            return super().compute()
+        token = READ_AT_ONCE.set(True)
+        try:
+            values = source[tuple(slice(0, n) for n in self.shape)]
+        finally:
+            READ_AT_ONCE.reset(token)
         # A copy, as Dask makes one: what was read may be the source's own.
-        return source[tuple(slice(0, n) for n in self.shape)].copy()
+        return values if source.fresh and values.flags.c_contiguous else values.copy()
 
     def __getitem__(self, key: Any) -> Any:
         source = self.source
@@ -357,6 +383,11 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
             raise KeyTypeError(
                 f"index {key!r:.80} of an array of {self.shape} is not understood: {error}"
             ) from error
+
+
+def _token(*parts: Any) -> str:
+    """Equal for plain values that are, and made in a fraction of the time that Dask's takes."""
+    return str(xxh3_128_hexdigest(repr(parts).encode()))
 
 
 def _descends(pick: Pick) -> bool:

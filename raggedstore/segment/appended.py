@@ -25,7 +25,7 @@ from raggedstore.segment.table import MAX_BYTES, SegmentTable
 __all__ = ["append_table", "appended_table", "hdf5_size"]
 
 MAGIC = b"RSTABLE\x01"
-_TAIL = struct.Struct("<Q8s")
+TAIL = struct.Struct("<Q8s")
 _END_IN_SUPERBLOCK = {0: 40, 1: 44, 2: 28, 3: 28}  #: by its version, with offsets of 8 bytes
 
 
@@ -33,7 +33,7 @@ def append_table(path: Path, table: SegmentTable) -> None:
     """Put a file's table behind its end; making sure of the disk is the caller's."""
     data = table.dumps()
     with open(path, "ab") as file:
-        file.write(data + _TAIL.pack(len(data), MAGIC))
+        file.write(data + TAIL.pack(len(data), MAGIC))
 
 
 def appended_table(data: FileBytes) -> SegmentTable | None:
@@ -44,15 +44,15 @@ def appended_table(data: FileBytes) -> SegmentTable | None:
     CorruptionError
         There is one, and it is damaged.
     """
-    at = len(data) - _TAIL.size
+    at = len(data) - TAIL.size
     if at < 0:
         return None
-    length, magic = _TAIL.unpack(data.read(at, _TAIL.size))
+    length, magic = TAIL.unpack(data.read(at, TAIL.size))
     if magic != MAGIC:
         return None
     if length > min(at, MAX_BYTES):
         raise CorruptionError("the chunk table at its end is damaged")
-    return SegmentTable.loads(bytes(data.read(at - length, length)), file_bytes=at - length)
+    return SegmentTable.loads(data.read(at - length, length), file_bytes=at - length)
 
 
 def hdf5_size(data: FileBytes) -> int | None:

@@ -6,7 +6,8 @@ dropped again; samples read over and over want nothing else. `ChunkCache.rent` s
 settles whether to rent or to buy: blocks of a chunk are decoded and forgotten until that has cost
 as much as decoding the chunk whole, which is then done and kept. It never costs more than twice
 what knowing the future would. While the cache has room, and nothing need be dropped for it, a
-quarter of that is enough.
+quarter of that is enough. Side columns are not bought at their first read, which is that of a plan:
+it takes some of every chunk, and a loop waits for it.
 """
 
 from __future__ import annotations
@@ -100,13 +101,17 @@ class ChunkCache:
         with self._lock:
             self._pending.pop(key, None)
 
-    def rent(self, key: Any, nbytes: int, whole: int) -> bool:
-        """Whether to decode `nbytes` of a chunk of `whole` bytes, and not to hold it whole."""
+    def rent(self, key: Any, nbytes: int, whole: int, *, first: bool = False) -> bool:
+        """Whether to decode `nbytes` of a chunk of `whole` bytes, and not to hold it whole.
+
+        With `first` it is so the first time, whatever it costs.
+        """
         if whole > self.budget:
             return True
         with self._lock:
-            paid = self._rented.pop(key, 0) + nbytes
-            if paid > (whole if self.nbytes + whole > self.budget else whole // 4):
+            before = self._rented.pop(key, 0)
+            paid, most = before + nbytes, whole if self.nbytes + whole > self.budget else whole // 4
+            if paid > most and (before or not first):
                 return False
             self._rented[key] = paid
             while len(self._rented) * whole > _REMEMBERED * self.budget:

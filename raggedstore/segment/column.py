@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError
+from raggedstore.layout import DATA
 from raggedstore.segment.blocks import HEADER as BLOCK_HEADER
 from raggedstore.segment.blocks import (
     assemble,
@@ -159,7 +160,9 @@ class ColumnReader:
         if self._known is not None and not self._known[number]:
             return False
         key = (*self._key, number)
-        return self._context.cache.rent(key, nbytes, self.chunk_rows * self.row_nbytes)
+        whole = self.chunk_rows * self.row_nbytes
+        first = self.dataset.column.name != DATA
+        return self._context.cache.rent(key, nbytes, whole, first=first)
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""

@@ -144,7 +144,7 @@ def gather(
     if source.block_nbytes:
         chunk_nbytes = source.chunk_rows * source.row_nbytes
         keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
-    if total * source.row_nbytes <= _THREADED:
+    if max(total * source.row_nbytes, len(starts) * source.block_nbytes) <= _THREADED:
         pool = None
     tiny = total < _TINY * len(keys)
     if (keys[1:] >= keys[:-1]).all() and (side_by_side or not tiny):

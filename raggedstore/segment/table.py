@@ -112,7 +112,7 @@ class SegmentTable:
         return body + struct.pack("<Q", checksum(body))
 
     @classmethod
-    def loads(cls, data: bytes, *, file_bytes: int) -> SegmentTable:
+    def loads(cls, data: bytes | memoryview, *, file_bytes: int) -> SegmentTable:
         """The table in the bytes of an .idx file, for a segment file of `file_bytes` bytes.
 
         Raises
@@ -132,7 +132,7 @@ class SegmentTable:
         if length > min(len(data) - 24, _MAX_HEADER):
             raise CorruptionError("a chunk table's header is longer than its file")
         try:
-            header = strictjson.loads(data[16 : 16 + length])
+            header = strictjson.loads(bytes(data[16 : 16 + length]))
             schema = Schema.from_json(header["schema"])
             samples, counts = int(header["samples"]), list(header["datasets"])
             described = int(header["bytes"])
@@ -153,7 +153,12 @@ class SegmentTable:
 
 
 def _datasets(
-    schema: Schema, samples: int, counts: list[Any], data: bytes, at: int, file_bytes: int
+    schema: Schema,
+    samples: int,
+    counts: list[Any],
+    data: bytes | memoryview,
+    at: int,
+    file_bytes: int,
 ) -> dict[str, dict[str, DatasetTable]]:
     """Cut the entries into datasets, each bound checked."""
     datasets: dict[str, dict[str, DatasetTable]] = {}
@@ -173,6 +178,8 @@ def _datasets(
             if stop > len(data) - 8:
                 raise CorruptionError(f"field {name!r}: the chunk table ends too early")
             entries = np.frombuffer(data, ENTRY, n_chunks, at)
+            if not entries["size"].all():  # so that a file with holes is no large table
+                raise CorruptionError(f"field {name!r}: a chunk of no bytes")
             check_bounds(entries, file_bytes, chunk_rows * column.row_nbytes, name)
             datasets[name][column.name] = DatasetTable(column, rows, chunk_rows, entries)
             if block:
@@ -204,7 +211,7 @@ def check_together(tables: list[DatasetTable], file_bytes: int) -> None:
 
 
 def _blocks(
-    table: DatasetTable, block: int, header: bytes, data: bytes, at: int
+    table: DatasetTable, block: int, header: bytes, data: bytes | memoryview, at: int
 ) -> tuple[BlockTable | None, int]:
     """The blocks of a dataset from the bytes at `at`, and where they end; None for nonsense."""
     chunk_nbytes = table.chunk_rows * table.column.row_nbytes

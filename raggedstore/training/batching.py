@@ -272,17 +272,23 @@ class TokenBudget(Rule):
         def parts(count: int) -> int:
             return len(self._cut(sizes[order[order < count]]))
 
-        return bisect.bisect_left(range(len(order)), len(edges), key=parts) - 1
+        # It is not far from the end, most often by less than a batch's worth.
+        high, step = len(order), -(-len(order) // (len(edges) - 1))
+        while (low := max(high - step, 0)) and parts(low) >= len(edges):
+            high, step = low, 2 * step
+        return bisect.bisect_left(range(high), len(edges), low, key=parts) - 1
 
     def _cut(self, sizes: Int64s) -> Int64s:
         """As many samples at a time as fit when all are padded to the largest of each dimension."""
         edges, step = [0], 64
         if sizes.shape[1] == 1:
-            # The longest is the last: how many it lets in says where its batch may begin.
-            first = np.arange(1, len(sizes) + 1) - self.max_values // sizes[:, 0]
-            while edges[-1] < len(sizes):
-                edges.append(max(int(first.searchsorted(edges[-1], "right")), edges[-1] + 1))
-            return np.array(edges, np.int64)
+            # The longest is the last: it says how many fit, and so do all of about its length.
+            fit = np.maximum(self.max_values // sizes[:, 0], 1)
+            runs = np.flatnonzero(np.diff(fit, prepend=0, append=0)).tolist()
+            for start, stop in itertools.pairwise(runs):
+                many = int(fit[start])
+                edges += range(max(edges[-1] + many, start), stop, many)
+            return np.array([*edges, len(sizes)] if len(sizes) else edges, np.int64)
         while edges[-1] < len(sizes):
             start, taken = edges[-1], 1
             while True:  # look at twice as many until one is too much

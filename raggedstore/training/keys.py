@@ -90,7 +90,9 @@ def shuffled(numbers: Int64s, key: Key) -> Int64s:
 
 
 def _key_bits(hashes: Key) -> Int64s:
-    return (hashes >> np.uint64(64 - _BITS)).astype(np.int64)
+    """The upper bits of `hashes`, in their place: new memory would take longer to get."""
+    hashes >>= np.uint64(64 - _BITS)
+    return hashes.view(np.int64)
 
 
 class Keys:

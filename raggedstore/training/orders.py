@@ -299,6 +299,9 @@ class Weighted(Order):
         self.seed = check_seed(seed)
         self.count = None if count is None else check_seed(count, what="count")
         self._total = np.cumsum(given)
+        # Told apart, since a run must not go on with other weights: hashed here, and not whenever a
+        # state is asked for or loaded.
+        self._digest = hashlib.sha256(self._total.astype("<f8", copy=False).data).hexdigest()[:8]
 
     @classmethod
     def balanced(
@@ -313,9 +316,7 @@ class Weighted(Order):
 
     def __repr__(self) -> str:
         many = "" if self.count is None else f", count={self.count}"
-        # Told apart, since a run must not go on with other weights.
-        digest = hashlib.sha256(self._total.astype("<f8").tobytes()).hexdigest()[:8]
-        return f"Weighted(<{len(self._total)} weights, {digest}>, seed={self.seed}{many})"
+        return f"Weighted(<{len(self._total)} weights, {self._digest}>, seed={self.seed}{many})"
 
     def drawn(self, samples: int) -> int:
         if samples != len(self._total):
@@ -338,9 +339,12 @@ class _Draws(Units):
         (draws,) = self.turns(number)
         uniform = (hashed(draws, self._key) >> np.uint64(11)) * 2.0**-53
         # Rounded up to the total, it would fall behind the last; "right" passes weights of 0.
-        drawn = np.searchsorted(self._total, uniform * self._total[-1], "right")
+        wanted = uniform * self._total[-1]
+        order = np.argsort(wanted)  # sought in this order they lie near one another
+        drawn = np.empty(len(wanted), np.int64)
+        drawn[order] = np.searchsorted(self._total, wanted[order], "right")
         last = int(np.searchsorted(self._total, self._total[-1]))
-        return [np.minimum(drawn, last).astype(np.int64)]
+        return [np.minimum(drawn, last)]
 
     def turns(self, number: int) -> list[Int64s]:
         """Which draw of the epoch each is."""

@@ -25,12 +25,14 @@ from raggedstore.training.batching import Pool, Rule, at_least
 from raggedstore.training.packing import check_vectors
 from raggedstore.training.picks import Batches, Picks
 
-__all__ = ["BEYOND", "Windowed"]
+__all__ = ["BEYOND", "Windowed", "first_to_end"]
 
 Int64s = npt.NDArray[np.int64]
 
 #: Where the window of a stream that has run out begins and ends.
 BEYOND = 2**62
+#: From so many streams on it is quicker to deal to several at once.
+_MANY = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +158,7 @@ class Windowed(Rule):
         windows = self._windows(lengths - start)
         busy = np.zeros(streams, np.int64)
         np.add.at(busy, stream[:held], windows[:held])
-        heap = list(zip(busy.tolist(), range(streams), strict=True))
-        heapq.heapify(heap)
-        dealt = []
-        for more in windows[held:].tolist():
-            until, which = heap[0]
-            dealt.append(which)
-            heapq.heapreplace(heap, (until + more, which))
-        stream[held:] = dealt
+        stream[held:] = first_to_end(busy, windows[held:])
         return stream, np.arange(count, dtype=np.int64), start
 
     def _windows(self, lengths: Int64s) -> Int64s:
@@ -188,3 +183,39 @@ class Windowed(Rule):
         edges = np.arange(turns + 1, dtype=np.int64) * streams
         positions, starts, stops = (column.reshape(-1) for column in columns)
         return Batches(Picks(positions, starts, stops, rows), edges)
+
+
+def first_to_end(busy: Int64s, windows: Int64s) -> Int64s:
+    """To which stream each sequence goes: to the one that ends first, of several to the first.
+
+    Parameters
+    ----------
+    busy
+        (streams,) windows that each stream has to play before.
+    windows
+        (k,) windows of each sequence in turn, 1 at least.
+
+    Returns
+    -------
+    (k,) int64.
+    """
+    streams = len(busy)
+    # When a stream ends and which it is, as one number.
+    ends, more = busy * streams + np.arange(streams), windows * streams
+    if streams < _MANY:
+        heap = ends.tolist()
+        heapq.heapify(heap)
+        dealt = np.array([heapq.heapreplace(heap, heap[0] + m) for m in more.tolist()], np.int64)
+        return dealt % streams
+    dealt, done = np.empty_like(more), 0
+    while done < len(more):
+        ends.sort()
+        then = more[done : done + streams]
+        then = ends[: len(then)] + then
+        # Each to the next that ends, up to where one that was dealt to would end before that.
+        early = np.minimum.accumulate(then[:-1]) < ends[1 : len(then)]
+        count = int(early.argmax()) + 1 if early.any() else len(then)
+        dealt[done : done + count] = ends[:count]
+        ends[:count] = then[:count]
+        done += count
+    return dealt % streams

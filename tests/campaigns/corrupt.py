@@ -1,7 +1,7 @@
 """Damage files in every way, and see that no wrong value ever comes out of them.
 
-    python tests/campaigns/corrupt.py [--long] [--suite bits] [--cases 1000] [--seed 0] [--jobs 2]
-    python tests/campaigns/corrupt.py --suite bits --seed 0 --case 1234     one case, told in full
+    python -m tests.campaigns.corrupt [--long] [--suite bits] [--cases 1000] [--seed 0] [--jobs 2]
+    python -m tests.campaigns.corrupt --suite bits --seed 0 --case 1234     one case, told in full
 
 A case damages one thing in a small store, or in a single file, opens it anew and reads everything
 in every way there is: samples one by one, ranges, permuted batches, crops. Each answer must be
@@ -30,12 +30,8 @@ peer …      flipped bits in the same data as other libraries keep it, for comp
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import json
 import os
 import random
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,7 +40,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +55,8 @@ import raggedstore as rs
 from raggedstore.store import lists
 from raggedstore.store.manifest import path_of
 from raggedstore.store.repair import repair
+from tests.campaigns.child import alarm, answers, serve
+from tests.campaigns.table import print_row
 
 MEMORY = 2**31  # address space of a child above what it begins with
 SECONDS = 20  # for one case
@@ -69,7 +67,6 @@ SHOWN = 5  # faults of a kind that are told of
 PATTERNS = (0x01, 0x80, 0xFF, None)  # what a byte is xor-ed with; None: it is set to 0
 SMALL = rs.Compression("lz4", 1, ("shuffle",), chunk_bytes=4096, block_bytes=1024)
 ZSTD = rs.Compression("zstd", 1, (), chunk_bytes=8192, block_bytes=1024)
-SHARED = Path("/dev/shm")
 PEERS = ("PyTables blosc:lz4", "PyTables blosc2:zstd", "h5py Blosc", "h5py Blosc2")
 
 #: What must not happen, in the order of the table's columns.
@@ -691,56 +688,23 @@ def whole(name: str, corpus: Corpus) -> None:
     assert {*finding.faults} <= expected and not finding.errors, finding
 
 
-def work(name: str, folder: Path, seed: int) -> None:
-    """The child: do the cases whose numbers come in, and say before each that it begins."""
-    numbers = json.load(sys.stdin)
-    corpus = SUITES[name].build(folder)
+def work(name: str, seed: int) -> None:
+    """The child: do the cases whose numbers come in."""
+    corpus = SUITES[name].build(Path(tempfile.mkdtemp()))
     whole(name, corpus)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.enable()
-    for number in numbers:
-        print(number, flush=True)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
-        finding = run_case(name, corpus, seed, number)
-        faulthandler.cancel_dump_traceback_later()
-        print(json.dumps(asdict(finding)), flush=True)
+
+    def one(number: int) -> Finding:
+        with alarm(SECONDS):
+            return run_case(name, corpus, seed, number)
+
+    serve(one, MEMORY)
 
 
 def children(name: str, numbers: Sequence[int], seed: int) -> Iterator[Finding]:
     """Have the cases done, by another child wherever one dies."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(rs.__file__).parents[1])}
-    shared = SHARED if SHARED.is_dir() else None
-    left = list(numbers)
-    while left:
-        with tempfile.TemporaryDirectory(dir=shared) as folder, tempfile.TemporaryFile() as told:
-            command = [sys.executable, __file__, "--work", folder, "--suite", name]
-            child = subprocess.Popen(
-                [*command, "--seed", str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=told, text=True, env=environment,
-            )  # fmt: skip
-            assert child.stdin is not None and child.stdout is not None
-            with child:
-                child.stdin.write(json.dumps(left[:BATCH]))
-                child.stdin.close()
-                begun = None
-                for line in child.stdout:
-                    if line.startswith("{"):
-                        yield Finding(**json.loads(line))
-                        left.remove(begun)
-                        begun = None
-                    else:
-                        begun = int(line)
-            if child.returncode:
-                told.seek(0)
-                last_words = told.read().decode(errors="replace")[-2000:]
-                if begun is None:
-                    raise RuntimeError(f"the child for {name!r} died by itself:\n{last_words}")
-                kind = "hang" if "Timeout" in last_words else "crash"
-                yield Finding(begun, faults={kind: f"status {child.returncode}: {last_words}"})
-                left.remove(begun)
+    arguments = ["-m", "tests.campaigns.corrupt", "--work", "--suite", name, "--seed", str(seed)]
+    for number, said, (kind, words) in answers(arguments, numbers, BATCH):
+        yield Finding(number, faults={kind: words}) if kind else Finding(**said)
 
 
 @dataclass
@@ -767,7 +731,7 @@ class Tally:
             if kind in TOLERATED.get(self.suite, ()) or self.faults[kind] > SHOWN:
                 continue
             self.again.append(
-                f"{kind}: python tests/campaigns/corrupt.py --suite {self.suite!r} "
+                f"{kind}: python -m tests.campaigns.corrupt --suite {self.suite!r} "
                 f"--seed {self.seed} --case {finding.number}    # {finding.said}: {what}"
             )
 
@@ -798,30 +762,27 @@ def campaign(
     return tally
 
 
-def print_row(*cells: object) -> None:
-    print(f"{cells[0]!s:26}" + "".join(f"{cell!s:>8}" for cell in cells[1:-1]) + f"  {cells[-1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, action="append")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--cases", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
     parser.add_argument("--case", type=int)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.suite or list(SUITES)
-    if options.work is not None:
-        work(names[0], options.work, options.seed)
+    if options.work:
+        work(names[0], options.seed)
         return
     if options.case is not None:
         with tempfile.TemporaryDirectory() as folder:
             corpus = SUITES[names[0]].build(Path(folder))
             print(run_case(names[0], corpus, options.seed, options.case))
         return
-    print_row("suite", "cases", "right", *FAULTS, "seconds", "errors, by class")
+    layout = partial(print_row, first=26, width=8)
+    layout("suite", "cases", "right", *FAULTS, "seconds", "  errors, by class")
     failed = False
     for name in names:
         tally = campaign(
@@ -829,7 +790,7 @@ def main() -> None:
         )
         faults = [tally.faults[kind] for kind in FAULTS]
         errors = ", ".join(f"{error} {n}" for error, n in tally.errors.most_common())
-        print_row(name, tally.cases, tally.right, *faults, round(tally.seconds), errors)
+        layout(name, tally.cases, tally.right, *faults, round(tally.seconds), f"  {errors}")
         print(*tally.again, sep="\n", end="\n" * bool(tally.again), flush=True)
         failed |= bool({*tally.faults} - TOLERATED.get(name, set()))
     sys.exit(failed)

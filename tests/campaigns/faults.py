@@ -1,6 +1,6 @@
 """Make every file operation fail once, in every way, and see that no store is harmed.
 
-    python -m tests.campaigns.faults [--long] [--minutes 10] [--seed 0] [--cases 12] [--only append]
+    python -m tests.campaigns.faults [--long] [--seed 0] [--cases 12] [--only append] [--jobs 2]
     python -m tests.campaigns.faults --case append 64 EIO
 
 Each operation on a store is run once to count the calls that it makes to the system on files,
@@ -10,6 +10,13 @@ have succeeded; the store must hold exactly what was committed, whole and verifi
 raggedstore and as the HDF5 files that it consists of; no file in use may have changed; a file
 whose fsync failed must not have been used; no thread and no open file may be left. Then the same
 call must succeed, and vacuum leave nothing but files that a version names.
+
+Many calls of an operation are alike: they come from the same lines of raggedstore, all the way
+from the outside in, and are the same call on the same kind of file, as HDF5's are when it flushes.
+Of the calls of one such site, `EACH` are made to fail in each way: the first, the last, and of
+those between them one drawn by lot, which another `--seed` draws anew. "append 257th" goes through
+the lines of "append list", at a hundred times the cost: of each of its sites one call fails, in
+`FEW` of the ways, drawn by lot too.
 
 The operations run in a child process, so that one that hangs or kills it is a finding too. Where
 there is gcc the child begins with shim.c preloaded, which meets HDF5's own calls; where there is
@@ -22,7 +29,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import random
 import re
@@ -36,19 +42,27 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import raggedstore as rs
-from tests.campaigns.looking import again, copied, files_below, lengths, look
+from tests.campaigns.child import shared
+from tests.campaigns.looking import again, changed, copied, lengths, look
 from tests.campaigns.operations import LONG, OPERATIONS, Operation
 from tests.campaigns.shim import FAULTS, SHORT, build, injector
+from tests.campaigns.table import conclude, print_row
 
 PATIENCE = 60.0  # seconds after which a case is taken to hang
 SHORT_CASES = 12  # of each operation
+EACH = 3  # calls of a site that are made to fail in each way
+FEW = 3  # ways in which one call of a site is made to fail, in an operation that takes long
 RECORD, AFTER_DEATH = 0, -1  # what the child is asked in place of the number of a call
+
+RESULTS = ("refused", "undecided", "succeeded", "not met", "died")
 
 #: The calls of which some come first where not all cases are tried.
 WEIGHTY = frozenset({"fsync", "write", "link", "rename", "close", "create", "open", "mkdir"})
@@ -56,6 +70,8 @@ WEIGHTY = frozenset({"fsync", "write", "link", "rename", "close", "create", "ope
 UNTOLD = ("`` does not exist", "exists but it can not be", "Unable to open/create file")
 #: PyTables 3.11.1 dies where the header of a file that it opens cannot be read (`read_f_attr`).
 DEADLY = re.compile(r"^read .*/\.tmp-[^/]*\.h5$")
+#: What is other in each run, and says nothing of the kind of a file.
+_ANY_NAME = re.compile(r"(?<=\.tmp-)\d+(?=-)|[0-9a-f]{12,}")
 
 
 @dataclass(frozen=True)
@@ -75,23 +91,29 @@ class Bench:
         self._root = root
         self._home = root / "home"
         self._injector = injector(root)
+        self._warm: set[str] = set()  # operations that were run in this process
         self._unseen: list[str] = []  # exceptions that nobody could catch
         sys.unraisablehook = lambda said: self._unseen.append(f"unraisable {said.exc_value!r}")
         threading.excepthook = lambda said: self._unseen.append(f"in a thread {said.exc_value!r}")
 
-    def calls_of(self, operation: Operation) -> list[str]:
-        """The calls that an operation makes."""
+    def calls_of(self, operation: Operation) -> tuple[list[str], list[str]]:
+        """The calls that an operation makes, and the site of each."""
+        self._warm.add(operation.name)
         for _ in range(2):  # what is made once in a process is made the first time
             self._set_out(operation)
+            sites = self._injector.note_sites()
             outcome, calls, _ = self._run(operation, 0, "EIO")
         if outcome.error:
             raise AssertionError(f"{operation.name} fails by itself: {outcome.trace}")
         gc.collect()
         gc.freeze()  # collecting is then quick, and is done often
-        return calls
+        kinds = [_ANY_NAME.sub("*", call) for call in calls]
+        return calls, [f"{kind} {sites[i]}" for i, kind in enumerate(kinds, 1)]
 
     def case(self, operation: Operation, number: int, fault: str) -> dict[str, Any]:
         """Let one call fail; what happened, and what is wrong."""
+        if operation.name not in self._warm:
+            self.calls_of(operation)
         self._set_out(operation)
         self._unseen.clear()
         outcome, calls, fired = self._run(operation, number, fault)
@@ -151,19 +173,13 @@ class Bench:
     def _judge(self, operation: Operation, made: int, outcome: Outcome) -> list[str]:
         """What is wrong after `made` commits, and when the operation is run once more."""
         template, home = self._template(operation), self._home
-        files = files_below(template)  # which the home folder shares
-        known = {os.path.basename(name) for name in files}
+        known = {path.name for path in template.rglob("*.h5")}
         found: list[str] = []
         try:
             is_done = operation.is_done(home, made)
             found += look(operation, home, lengths(template / "store"), [made], known)
             found += operation.look(home, not outcome.error, outcome.given)
-            now = files_below(home)
-            found += [
-                f"{name} changed or is gone"
-                for name, what in files.items()
-                if now.get(name) != what and (name in now or not operation.forgets)
-            ]
+            found += changed(template, home, operation)
             found += again(operation, home, lambda: self._repeat(operation), is_done=is_done)
             found += [f"left by the second call: {what}" for what in left_behind(self._root)]
         except Exception:
@@ -241,17 +257,21 @@ def serve(root: Path) -> None:
 
 
 class Died(Exception):
-    """The child hung or died; the message says which."""
+    """The child hung or died: which of them, and the call that failed."""
+
+    def __init__(self, what: str, call: str) -> None:
+        super().__init__(what)
+        self.call = call
 
 
 class Child:
     """A child process that tries cases, begun anew when it dies."""
 
-    def __init__(self, root: Path, *, in_python: bool = False) -> None:
+    def __init__(self, root: Path, shim: dict[str, str] | None) -> None:
+        root.mkdir()
         self._root = root / "tried"
         self._root.mkdir()
-        shim = None if in_python else build(root)
-        self.is_preloaded = shim is not None
+        self._told = root / "told"
         paths = str(Path(rs.__file__).parents[1])
         self._environment = {**os.environ, "PYTHONPATH": paths, **(shim or {})}
         self._process: subprocess.Popen[str] | None = None
@@ -260,10 +280,11 @@ class Child:
         """What the child answers."""
         if self._process is None:
             command = [sys.executable, "-m", "tests.campaigns.faults", "--serve", str(self._root)]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                text=True, env=self._environment, cwd=Path(__file__).parents[2],
-            )  # fmt: skip
+            with open(self._told, "w") as told:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told,
+                    text=True, env=self._environment, cwd=Path(__file__).parents[2],
+                )  # fmt: skip
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([operation, number, fault]) + "\n")
@@ -275,7 +296,9 @@ class Child:
         if not ready:
             process.kill()
         status = self.close()
-        raise Died("it hung" if not ready else f"the process died with status {status}")
+        calls = re.findall("^fails: (.*)$", self._told.read_text(errors="replace"), re.MULTILINE)
+        call = calls[-1] if calls else ""
+        raise Died("it hung" if not ready else f"the process died with status {status}", call)
 
     def close(self) -> int:
         """End the child; its exit status."""
@@ -295,6 +318,7 @@ class Findings:
 
     is_preloaded: bool = False
     calls: dict[str, int] = field(default_factory=dict)  #: of each operation
+    sites: dict[str, int] = field(default_factory=dict)  #: that its calls come from
     results: dict[str, Counter[str]] = field(default_factory=dict)  #: of each operation
     faults: list[str] = field(default_factory=list)
 
@@ -305,18 +329,33 @@ class Findings:
 
 
 def planned(
-    calls: Sequence[str], faults: Sequence[str], limit: int | None, rng: random.Random
+    calls: Sequence[str],
+    sites: Sequence[str],
+    faults: Sequence[str],
+    limit: int | None,
+    rng: random.Random,
+    *,
+    few: bool = False,
 ) -> list[tuple[int, str]]:
-    """The cases of an operation that makes these calls: all, or of every kind of call some.
+    """The cases of an operation that makes these calls: of every site some, or of every kind.
 
     In an order such that to stop early leaves no kind out.
     """
-    cases = [
-        (number, fault)
-        for number, call in enumerate(calls, 1)
-        for fault in faults
-        if fault != SHORT or call.startswith("write ")
-    ]
+    alike: dict[str, list[int]] = {}
+    for number, site in enumerate(sites, 1):
+        alike.setdefault(site, []).append(number)
+    cases = []
+    for numbers in alike.values():
+        is_write = calls[numbers[0] - 1].startswith("write ")
+        ways = [fault for fault in faults if fault != SHORT or is_write]
+        for fault in rng.sample(ways, FEW) if few else ways:
+            chosen = numbers
+            if few:
+                chosen = [rng.choice(numbers)]
+            elif len(numbers) > EACH:
+                between = rng.sample(numbers[1:-1], EACH - 2)
+                chosen = [numbers[0], *between, numbers[-1]]
+            cases += [(number, fault) for number in chosen]
     rng.shuffle(cases)
     seen: Counter[str] = Counter()
     ranked = []
@@ -327,11 +366,12 @@ def planned(
     return [case[2:] for case in sorted(ranked)[:limit]]
 
 
-def tried(child: Child, name: str, number: int, fault: str, call: str) -> dict[str, Any]:
+def tried(child: Child, name: str, number: int, fault: str) -> dict[str, Any]:
     """What came of a case, whether or not the child outlived it."""
     try:
         return dict(child.ask(name, number, fault))
     except Died as died:
+        call = died.call
         found = [] if DEADLY.search(call) else [str(died)]
     try:
         found += child.ask(name, AFTER_DEATH)
@@ -340,49 +380,65 @@ def tried(child: Child, name: str, number: int, fault: str, call: str) -> dict[s
     return {"result": "died", "call": call, "found": found, "error": ""}
 
 
+def answers(
+    children: Sequence[Child], name: str, cases: Sequence[tuple[int, str]]
+) -> Iterator[dict[str, Any]]:
+    """What comes of the cases of an operation, in their order; each child is at one of them."""
+    idle: SimpleQueue[Child] = SimpleQueue()
+    for child in children:
+        idle.put(child)
+
+    def one(case: tuple[int, str]) -> dict[str, Any]:
+        child = idle.get()
+        try:
+            return tried(child, name, *case)
+        finally:
+            idle.put(child)
+
+    with ThreadPoolExecutor(len(children)) as pool:
+        yield from pool.map(one, cases)
+
+
 def campaign(
     seed: int,
     *,
     limit: int | None = None,
     is_long: bool = False,
     only: Sequence[str] = (),
-    minutes: float | None = None,
     in_python: bool = False,
+    jobs: int = 1,
 ) -> Findings:
-    """Try `limit` cases of each operation, or all that there is time for.
+    """Try `limit` cases of each operation, or all, so many at a time.
 
     Parameters
     ----------
-    minutes
-        What all operations may take in all.
     in_python
         Leave out what HDF5 does in C.
     """
     rng, findings = random.Random(seed), Findings()
     names = only or [name for name in OPERATIONS if is_long or name not in LONG]
-    with tempfile.TemporaryDirectory() as folder:
-        child = Child(Path(folder), in_python=in_python)
-        findings.is_preloaded = child.is_preloaded
+    with tempfile.TemporaryDirectory(dir=shared()) as folder:
+        shim = None if in_python else build(Path(folder))
+        children = [Child(Path(folder) / str(number), shim) for number in range(jobs)]
+        findings.is_preloaded = shim is not None
+        faults = [fault for fault in FAULTS if fault != SHORT or shim is not None]
         for name in names:
             try:
-                calls = child.ask(name, RECORD)
+                calls, sites = children[0].ask(name, RECORD)
             except Died as died:
                 findings.faults.append(f"{name}, without a fault: {died}")
                 continue
-            findings.calls[name] = len(calls)
+            findings.calls[name], findings.sites[name] = len(calls), len({*sites})
             results = findings.results[name] = Counter()
-            faults = [fault for fault in FAULTS if fault != SHORT or child.is_preloaded]
-            until = time.monotonic() + 60 * (minutes or math.inf) / len(names)
-            for number, fault in planned(calls, faults, limit, rng):
-                if time.monotonic() > until:
-                    break
-                answer = tried(child, name, number, fault, calls[number - 1])
+            cases = planned(calls, sites, faults, limit, rng, few=name in LONG)
+            told = answers(children, name, cases)
+            for (number, fault), answer in zip(cases, told, strict=True):
                 results[answer["result"]] += 1
                 error = f" ({answer['error']})" if answer["error"] else ""
                 for found in answer["found"]:
-                    case = f"{name}, call {number}, {fault}, {answer['call']}"
-                    findings.faults.append(f"{case}: {found}{error}")
-        if status := child.close():
+                    where = f"{name}, call {number}, {fault}, {answer['call']}"
+                    findings.faults.append(f"{where}: {found}{error}")
+        for status in filter(None, [child.close() for child in children]):
             findings.faults.append(f"the process ended with status {status}")
     return findings
 
@@ -390,9 +446,8 @@ def campaign(
 def show_case(name: str, number: int, fault: str) -> None:
     """Try one case and print all that is known of it."""
     with tempfile.TemporaryDirectory() as folder:
-        child = Child(Path(folder))
-        call = child.ask(name, RECORD)[number - 1]
-        answer = tried(child, name, number, fault, call)
+        child = Child(Path(folder) / "0", build(Path(folder)))
+        answer = tried(child, name, number, fault)
         child.close()
     for key, value in answer.items():
         print(f"{key}: ", *([value] if isinstance(value, str) else value), sep="\n  ")
@@ -400,11 +455,11 @@ def show_case(name: str, number: int, fault: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--long", action="store_true", help="every operation; all cases")
+    parser.add_argument("--long", action="store_true", help="every operation; every site")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help=f"of each operation; {SHORT_CASES} if not --long")
-    parser.add_argument("--minutes", type=float, help="stop after so many, in all")
     parser.add_argument("--only", action="append", default=[], choices=OPERATIONS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
     parser.add_argument("--case", nargs=3, metavar=("OPERATION", "CALL", "FAULT"))
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -415,24 +470,19 @@ def main() -> None:
         show_case(options.case[0], int(options.case[1]), options.case[2])
         return
     started = time.monotonic()
-    limit = options.cases or (None if options.long else SHORT_CASES)
     findings = campaign(
         options.seed,
-        limit=limit,
+        limit=options.cases or (None if options.long else SHORT_CASES),
         is_long=options.long,
         only=options.only,
-        minutes=options.minutes,
+        jobs=options.jobs,
     )
     print(f"HDF5's own calls {'too' if findings.is_preloaded else 'left out: no gcc'}")
-    kinds = ["refused", "undecided", "succeeded", "not met", "died"]
-    print(f"{'':16}{'calls':>10}{'cases':>10}" + "".join(f"{kind:>10}" for kind in kinds))
+    print_row("operation", "calls", "sites", "cases", *RESULTS)
     for name, results in findings.results.items():
-        row = [findings.calls[name], results.total(), *(results[kind] for kind in kinds)]
-        print(f"{name:16}" + "".join(f"{n:>10,}" for n in row))
-    took = time.monotonic() - started
-    print(f"{findings.cases} cases in {took:.0f} s, {len(findings.faults)} faults")
-    print("\n".join(findings.faults))
-    sys.exit(bool(findings.faults))
+        counts = findings.calls[name], findings.sites[name], results.total()
+        print_row(name, *counts, *(results[kind] for kind in RESULTS))
+    conclude(f"{findings.cases:,} cases", started, findings.faults)
 
 
 if __name__ == "__main__":

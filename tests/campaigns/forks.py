@@ -43,6 +43,7 @@ from raggedstore.segment.writer import hdf5_lock
 from raggedstore.torch import LoaderDataset, MapDataset
 from raggedstore.training import Loader, Shuffled
 from tests.campaigns.looking import differences, opened
+from tests.campaigns.table import conclude, print_row
 
 SHORT_FORKS, LONG_FORKS = 30, 1000
 SECONDS = 60  # for one child
@@ -312,13 +313,8 @@ def fork_writers(forks: int, seed: int, folder: Path, findings: Findings) -> Non
             findings.faults += [f"fork of a writer {number}: {error}"] if error else []
         if not (report := store.verify()).ok:
             findings.faults.append(f"forks of writers: {report}")
-        findings.faults += [f"forks of writers: {f}" for f in _differences(store, count)]
-
-
-def _differences(store: rs.Store, count: int) -> list[str]:
-    if len(store) != count:
-        return [f"{len(store)} samples where {count} were appended"]
-    return differences(store, [sample(i) for i in range(count)])
+        found = differences(store, [sample(i) for i in range(count)])
+        findings.faults += [f"forks of writers: {fault}" for fault in found]
 
 
 # DataLoaders
@@ -394,13 +390,10 @@ def main() -> None:
         ("  seconds that the slowest took", round(findings.slowest, 2)),
         ("children of a process with an open writer", findings.commits),
         *((f"batches of DataLoaders by {m}", findings.batches[m]) for m in METHODS),
-        ("hangs, crashes, wrong samples", len(findings.faults)),
-        ("seconds", round(time.monotonic() - started)),
     ]
     for what, number in rows:
-        print(f"{what:46}{number:>8,}")
-    print("\n".join(findings.faults))
-    sys.exit(bool(findings.faults))
+        print_row(what, number, first=46, width=8)
+    conclude("hangs, crashes, wrong samples", started, findings.faults)
 
 
 if __name__ == "__main__":

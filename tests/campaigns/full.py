@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ import numpy as np
 
 import raggedstore as rs
 from tests.campaigns.looking import look_at_newest, opened
+from tests.campaigns.table import conclude
 
 __all__ = ["Findings", "campaign"]
 
@@ -189,15 +191,14 @@ def main() -> None:
         found = inside(options.folder, options.inside, rounds, options.seed)
         print(json.dumps(vars(found)))
         return
-    faults = []
+    started, faults = time.monotonic(), []
     for kind in ("disk", "limit"):
         found = campaign(kind, rounds=rounds, seed=options.seed)
         what = f"disk of {DISK}" if kind == "disk" else f"files of {LIMIT:,} bytes at most"
         tried = f"{found.commits} commits, {found.refused} refused, {len(found.faults)} faults"
         print(f"{what}: {'skipped, ' + found.skipped if found.skipped else tried}")
         faults += found.faults
-    print("\n".join(faults))
-    sys.exit(bool(faults))
+    conclude("disks and limits", started, faults)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ the lines of raggedstore and of pyfive that no case has come to before.
 
 manifest, list, schema   JSON
 index                    chunk tables, their headers as JSON and their entries and blocks
+end                      the same behind the end of a single file
 frame, blosc, blocks     compressed chunks, and the blocks that are put together from several
 filters                  deflate, shuffle and fletcher32
 hdf5                     files as PyTables, h5py and raggedstore itself write them
@@ -28,7 +29,6 @@ import json
 import mmap
 import os
 import random
-import resource
 import shutil
 import struct
 import subprocess
@@ -43,7 +43,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -60,6 +60,7 @@ with following:
 
     import raggedstore as rs
     from raggedstore import strictjson
+    from raggedstore.segment.appended import appended_table
     from raggedstore.segment.blocks import (
         BlockTable,
         assemble,
@@ -78,6 +79,8 @@ with following:
     from raggedstore.store.lists import dump_list, parse_segments, seal, unseal
     from raggedstore.store.manifest import Manifest, path_of
     from tests.campaigns import hostile
+    from tests.campaigns.child import alarm, limit_memory, shared
+    from tests.campaigns.table import conclude, print_row
 
 __all__ = ["TARGETS", "Tally", "campaign", "run_case"]
 
@@ -86,7 +89,6 @@ SECONDS = 60  # for one case, or a few; the machine may be busy
 BATCH = 20_000  # cases of one child
 ARMED = 50  # cases for which an alarm is set together
 SHOWN = 5
-SHARED = Path("/dev/shm")
 
 Rng = random.Random
 Seeds = list[bytes]
@@ -223,9 +225,11 @@ class Held(FileBytes):
 
 @cache
 def home() -> Path:
-    """A store to take seeds from; one for each process."""
-    folder = Path(tempfile.mkdtemp(dir=SHARED if SHARED.is_dir() else None, prefix="fuzz-"))
-    return hostile.store_in(folder, metadata={"a": [1, {"b": None}], "c": 1.5})
+    """A store to take seeds from."""
+    folder = Path(hostile.template().name) / "seeds"
+    folder.mkdir()
+    metadata = hostile.set_key("metadata", to={"a": [1, {"b": None}], "c": 1.5})
+    return hostile.manifest_of(folder, metadata)
 
 
 def feed_manifest(data: bytes) -> None:
@@ -272,6 +276,47 @@ def feed_index(data: bytes) -> None:
     read_some(SegmentTable.loads(sealed, file_bytes=len(segment)), Held(segment))
 
 
+@cache
+def exported() -> tuple[bytes, bytes]:
+    """HDF5's bytes of a single file, and those of the table behind them."""
+    return hostile.parts_of(hostile.single(home().parent))
+
+
+def end_seeds() -> Seeds:
+    """What stands in a table before its checksum, then how much longer it is said to be."""
+    return [body + bytes(8) for body in (exported()[1], exported()[1][:200])]
+
+
+def change_end(data: bytes, rng: Rng, others: Seeds) -> bytes:
+    """The table, two of its entries for each other, or how long it is said to be."""
+    body, more = bytearray(data[:-8]), data[-8:]
+    chance = rng.random()
+    if chance < 0.3:
+        start = 16 + struct.unpack_from("<Q", body, 8)[0]
+        for _ in range(rng.choice((1, 1, 3))):  # a short seed has none: what then changes is odd
+            one, other = (start + 24 * rng.randrange(20) for _ in range(2))
+            body[one : one + 24], body[other : other + 24] = (
+                body[other : other + 24],
+                body[one : one + 24],
+            )
+        return bytes(body) + more
+    if chance < 0.9:
+        return change_index(bytes(body), rng, [other[:-8] for other in others]) + more
+    return bytes(body) + struct.pack("<Q", rng.choice(NUMBERS) % 2**64)
+
+
+def feed_end(data: bytes) -> None:
+    """A single file with that behind its end, where the length need not be right."""
+    hdf5, _ = exported()
+    (more,) = struct.unpack("<Q", data[-8:].rjust(8, b"\0"))
+    whole = hostile.with_end(hdf5, data[:-8])
+    length, magic = hostile.TAIL.unpack(whole[-hostile.TAIL.size :])
+    tail = hostile.TAIL.pack((length + more) % 2**64, magic)
+    held = Held(whole[: -hostile.TAIL.size] + tail)
+    table = appended_table(held)
+    read_some(table or rebuild_table("none", held, ends_here=True), held)
+
+
 def read_some(table: SegmentTable, data: FileBytes) -> None:
     """Whatever is not too much of every field; each error by itself."""
     reader = SegmentReader("none", data, table, ReadContext(2**20, checksums=False))
@@ -287,7 +332,7 @@ def read_some(table: SegmentTable, data: FileBytes) -> None:
             chosen = positions[small]
             if spec.is_ragged:
                 reader.ragged(name, chosen[::-1])
-                reader.windows(name, chosen, np.ones_like(chosen), np.full_like(chosen, 3))
+                reader.ragged(name, chosen, (np.ones_like(chosen), np.full_like(chosen, 3)))
             else:
                 reader.dense(name, chosen)
             for i in chosen.tolist():
@@ -476,6 +521,7 @@ TARGETS = {
         mutated_json, 500, 200_000,
     ),
     "index": Target(index_seeds, feed_index, change_index, 400, 120_000),
+    "end": Target(end_seeds, feed_end, change_end, 300, 60_000),
     "frame": Target(frames, feed_frame, mutated, 500, 100_000),
     "blosc": Target(chunks, feed_blosc, mutated, 500, 100_000),
     "blocks": Target(frames, feed_blocks, mutated, 400, 70_000),
@@ -516,20 +562,12 @@ def run_case(name: str, data: bytes) -> str:
     return ""
 
 
-def limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def work(name: str, seed: int, first: int, stop: int, place: Path) -> None:
     """The child: cases `first` to `stop`; where it is, it notes in the file `place`."""
     seeds = TARGETS[name].seeds()
     for data in seeds:
         run_case(name, data)
-    limit_memory()
-    faulthandler.enable()
+    limit_memory(MEMORY)
     errors: Counter[str] = Counter()
     with open(place, "r+b") as file, mmap.mmap(file.fileno(), 8) as note:
         for number in range(first, stop):
@@ -614,7 +652,7 @@ def campaign(name: str, *, cases: int | None = None, seed: int = 0, long: bool =
     tally, begun = Tally(name, seed), time.monotonic()
     target = TARGETS[name]
     cases = cases or (target.long if long else target.short)
-    with tempfile.TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as made:
+    with tempfile.TemporaryDirectory(dir=shared()) as made:
         folder = Path(made)
         if long and has_atheris():
             guided(name, cases // 2, seed, folder, tally)
@@ -626,24 +664,20 @@ def campaign(name: str, *, cases: int | None = None, seed: int = 0, long: bool =
     return tally
 
 
-def print_row(*cells: object) -> None:
-    print(f"{cells[0]!s:10}" + "".join(f"{cell!s:>10}" for cell in cells[1:-1]) + f"  {cells[-1]}")
-
-
-def show(tallies: Iterator[Tally]) -> bool:
-    """Print what came; whether anything was found."""
-    print_row("target", "cases", "guided", "findings", "seconds", "of the others: read, and errors")
-    total, found = 0, False
+def show(tallies: Iterator[Tally]) -> NoReturn:
+    """Print what came, and end."""
+    started = time.monotonic()
+    print_row(
+        "target", "cases", "guided", "findings", "seconds", "  of the others: read, and errors"
+    )
+    total, findings = 0, []
     for tally in tallies:
         said = ", ".join(f"{error or 'read'} {n}" for error, n in tally.errors.most_common())
-        print_row(
-            tally.target, tally.cases, tally.guided, len(tally.findings), round(tally.seconds), said
-        )
-        print(*tally.findings[:SHOWN], sep="\n", end="\n" * bool(tally.findings), flush=True)
+        counts = tally.cases, tally.guided, len(tally.findings), round(tally.seconds)
+        print_row(tally.target, *counts, f"  {said}")
         total += tally.cases
-        found |= bool(tally.findings)
-    print_row("in all", total, "")
-    return found
+        findings += tally.findings[:SHOWN]
+    conclude(f"{total:,} cases", started, findings)
 
 
 def main() -> None:
@@ -652,7 +686,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--cases", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
     parser.add_argument("--case", type=int)
     parser.add_argument("--guided", choices=TARGETS)
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
@@ -664,14 +698,14 @@ def main() -> None:
         first, stop, place = options.work
         work(names[0], options.seed, int(first), int(stop), Path(place))
     elif options.case is not None:
-        limit_memory()
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        limit_memory(MEMORY)
         data = case_of(names[0], TARGETS[names[0]].seeds(), options.seed, options.case)
-        print(run_case(names[0], data) or "read")
+        with alarm(SECONDS):
+            print(run_case(names[0], data) or "read")
     else:
         with ThreadPoolExecutor(options.jobs) as pool:
             how = {"cases": options.cases, "seed": options.seed, "long": options.long}
-            sys.exit(show(pool.map(lambda name: campaign(name, **how), names)))
+            show(pool.map(lambda name: campaign(name, **how), names))
 
 
 if __name__ == "__main__":

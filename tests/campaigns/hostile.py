@@ -20,22 +20,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import io
 import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +43,14 @@ import xxhash
 
 import raggedstore as rs
 from raggedstore.cli import main as command
+from raggedstore.segment.appended import MAGIC as APPENDED
+from raggedstore.segment.appended import TAIL
 from raggedstore.segment.codec import encode_frame
-from raggedstore.segment.table import MAGIC, DatasetTable, SegmentTable, checksum
+from raggedstore.segment.table import ENTRY, MAGIC, DatasetTable, SegmentTable, checksum
 from raggedstore.store.lists import ListEntry, SegmentEntry, dump_list, seal, unseal
 from raggedstore.store.manifest import path_of
+from tests.campaigns.child import alarm, answers, serve
+from tests.campaigns.table import conclude
 
 __all__ = ["ATTACKS", "Outcome", "campaign"]
 
@@ -115,12 +116,26 @@ def _apply(apply: Any, change: Any, folder: Path) -> Path | None:
     return made
 
 
-def store_in(folder: Path, **options: Any) -> Path:
+@cache
+def template() -> tempfile.TemporaryDirectory[str]:
+    """A folder with a store and what it exports; one for each process."""
+    made = tempfile.TemporaryDirectory(prefix="hostile-")
+    root = Path(made.name) / "store"
+    with rs.create(root, FIELDS, profile=SMALL) as store:
+        with store.writer() as writer:
+            writer.extend(sample(i) for i in range(SAMPLES))
+        store.export(root.with_name("single.h5"))
+    return made
+
+
+def store_in(folder: Path) -> Path:
     """A store with one segment and nothing wrong."""
-    root = folder / "store"
-    with rs.create(root, FIELDS, profile=SMALL, **options) as store, store.writer() as writer:
-        writer.extend(sample(i) for i in range(SAMPLES))
-    return root
+    return Path(shutil.copytree(Path(template().name) / "store", folder / "store"))
+
+
+def single(folder: Path) -> Path:
+    """An exported file with nothing wrong."""
+    return Path(shutil.copy(Path(template().name) / "single.h5", folder))
 
 
 # Making digests hold
@@ -194,14 +209,16 @@ def index_bytes(folder: Path, change: Callable[[bytes], bytes]) -> Path:
 def index_header(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A store whose .idx has another header: `change` alters the dict, or gives new bytes."""
 
-    def changed(data: bytes) -> bytes:
-        (length,) = struct.unpack_from("<Q", data, 8)
-        header = json.loads(data[16 : 16 + length])
-        new = change(header)
-        text = new if isinstance(new, bytes) else json.dumps(header).encode()
-        return data[:8] + struct.pack("<Q", len(text)) + text + data[16 + length :]
+    return index_bytes(folder, partial(with_header, change=change))
 
-    return index_bytes(folder, changed)
+
+def with_header(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """A chunk table's bytes with another header."""
+    (length,) = struct.unpack_from("<Q", data, 8)
+    header = json.loads(data[16 : 16 + length])
+    new = change(header)
+    text = new if isinstance(new, bytes) else json.dumps(header).encode()
+    return data[:8] + struct.pack("<Q", len(text)) + text + data[16 + length :]
 
 
 def table_of(root: Path) -> SegmentTable:
@@ -585,73 +602,238 @@ def one_large_chunk(dataset: DatasetTable) -> DatasetTable:
     return replace(dataset, chunk_rows=2**30 - 1, entries=dataset.entries[:1], blocks=None)
 
 
+TABLES: dict[str, Callable[[DatasetTable], DatasetTable]] = {
+    "chunk outside the file": with_entries(offset=2**40),
+    "chunk outside int64": with_entries(offset=2**63),
+    "offset and size wrap around": with_entries(offset=2**64 - 8, size=16),
+    "chunk longer than the file": with_entries(size=2**62),
+    "chunk of 2**64 - 1 bytes": with_entries(size=2**64 - 1),
+    "chunk of no bytes": with_entries(size=0),
+    "chunk of 1 byte": with_entries(size=1),
+    "chunks over one another": first_chunk_over_all,
+    "rows of 2**62": lambda d: replace(d, rows=2**62),
+    "rows of 2**30, one chunk": lambda d: replace(d, rows=2**30, chunk_rows=2**30 - 1),
+    "rows negative": lambda d: replace(d, rows=-5),
+    "chunks of no rows": lambda d: replace(d, chunk_rows=0),
+    "chunks of negative rows": lambda d: replace(d, chunk_rows=-1),
+    "chunks of 2 GiB": one_large_chunk,
+    "blocks out of order": with_blocks(edges=lambda edges: edges[:, ::-1].copy()),
+    "blocks beyond the chunk": with_blocks(edges=lambda edges: edges * 1000),
+    "blocks of 1 byte": with_blocks(nbytes=lambda nbytes: 1),
+    "blocks of 2**40 bytes": with_blocks(nbytes=lambda nbytes: 2**40),
+    "block header short": with_blocks(header=lambda header: b""),
+    "block header of a plug-in": with_blocks(header=lambda header: with_plugin(header)),
+    "block header of a filter": with_blocks(header=lambda header: with_filter(header)),
+    "block header of zeros": with_blocks(header=lambda header: header[:31] + b"\x10"),
+}
+HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "header deep": lambda header: DEEP.encode(),
+    "header with NaN": text_with('"samples": 12', '"samples": NaN'),
+    "header with 1e999": text_with('"samples": 12', '"samples": 1e999'),
+    "header with a key twice": text_with('"samples": 12', '"samples": 12, "samples": 12'),
+    "samples negative": set_key("samples", to=-1),
+    "samples of 1,000 digits": set_key("samples", to=10**1000),
+    "rows 1e300": set_key("datasets", 0, 0, to=1e300),
+    "datasets a number": set_key("datasets", to=7),
+    "datasets missing": set_key("datasets", to=[]),
+    "datasets of words": set_key("datasets", 0, to=["a", "b", "c", "d"]),
+    "block header no hex": set_key("datasets", 0, 3, to="zz"),
+    "schema of another": in_schema(name="other"),
+    "schema of objects": in_schema(dtype="O"),
+    "schema huge": in_schema(shape=[2**62, 2**62]),
+    "schema null": set_key("schema", to=None),
+    "bytes of another": set_key("bytes", to=1),
+    "16 MB of empty lists": lambda header: b'{"x":[' + b"[]," * (2**24 // 3 - 50) + b"[]]}",
+}
+INDEXES: dict[str, Callable[[bytes], bytes]] = {
+    "of nothing": lambda data: b"",
+    "of its name alone": lambda data: MAGIC,
+    "of another version": lambda data: data[:7] + b"\x09" + data[8:],
+    "header of 2**63 bytes": lambda data: data[:8] + struct.pack("<Q", 2**63) + data[16:],
+    "header of 2**64 - 1 bytes": lambda data: data[:8] + b"\xff" * 8 + data[16:],
+    "header longer than the file": lambda data: data[:8] + struct.pack("<Q", len(data)) + data[16:],
+    "entries cut": lambda data: data[:-24],
+    "more than it says": lambda data: data + bytes(24),
+}
+each("table", TABLES, dataset_of)
+each("table of", HEADERS, index_header)
+each("index", INDEXES, index_bytes)
+
+
+# Chunk tables behind the end of a single file
+
+
+def parts_of(path: Path) -> tuple[bytes, bytes]:
+    """HDF5's bytes of an exported file, and its table's without their checksum."""
+    data = path.read_bytes()
+    length, magic = TAIL.unpack(data[-TAIL.size :])
+    assert magic == APPENDED
+    at = len(data) - TAIL.size - length
+    return data[:at], data[at : -TAIL.size - 8]
+
+
+def with_end(hdf5: bytes, body: bytes) -> bytes:
+    """A single file's bytes, of which all that covers the table is right."""
+    table = body + struct.pack("<Q", checksum(body))
+    return hdf5 + table + TAIL.pack(len(table), APPENDED)
+
+
+def appended(folder: Path, change: Callable[[bytes, bytes], bytes]) -> Path:
+    """An exported file of other bytes: `change` is given the two parts."""
+    path = single(folder)
+    path.write_bytes(change(*parts_of(path)))
+    return path
+
+
+def appended_bytes(folder: Path, change: Callable[[bytes], bytes]) -> Path:
+    """A file whose table has other bytes before its checksum, which holds."""
+    return appended(folder, lambda hdf5, body: with_end(hdf5, change(body)))
+
+
+def appended_header(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    return appended_bytes(folder, partial(with_header, change=change))
+
+
+def appended_table(folder: Path, change: Callable[[SegmentTable, bytearray], Any]) -> Path:
+    """A file with another table; `change` alters it, and adds to HDF5's bytes."""
+
+    def changed(hdf5: bytes, body: bytes) -> bytes:
+        table = SegmentTable.loads(with_end(b"", body)[: -TAIL.size], file_bytes=len(hdf5))
+        file = bytearray(hdf5)
+        table = change(table, file) or table
+        return with_end(bytes(file), replace(table, file_bytes=len(file)).dumps()[:-8])
+
+    return appended(folder, changed)
+
+
+def appended_dataset(folder: Path, change: Callable[[DatasetTable], DatasetTable]) -> Path:
+    def changed(table: SegmentTable, file: bytearray) -> None:
+        table.datasets["audio"]["data"] = change(table.datasets["audio"]["data"])
+
+    return appended_table(folder, changed)
+
+
+def of_length(length: int) -> Callable[[bytes, bytes], bytes]:
+    """The table is said to have another length."""
+
+    def change(hdf5: bytes, body: bytes) -> bytes:
+        return with_end(hdf5, body)[: -TAIL.size] + TAIL.pack(length, APPENDED)
+
+    return change
+
+
+def of_another_file(hdf5: bytes, body: bytes) -> bytes:
+    """The values that lie in the file are others, all else is as the table says."""
+    file = bytearray(hdf5)
+    entries = SegmentTable.loads(
+        with_end(b"", body)[: -TAIL.size], file_bytes=len(hdf5)
+    ).datasets["audio"]["data"].entries  # fmt: skip
+    for offset, size, _ in entries.tolist():
+        file[offset + size // 2] ^= 1
+    return with_end(bytes(file), body)
+
+
+def shapes_of_another_field(table: SegmentTable, file: bytearray) -> None:
+    columns = table.datasets
+    columns["image"]["data_start_and_stop"] = columns["audio"]["data_start_and_stop"]
+    spare = columns["audio"]["data_start_and_stop"]
+    entries = spare.entries.copy()
+    entries["offset"], entries["size"] = len(file), len(file) // 8
+    file += bytes(len(file) // 8)
+    columns["audio"]["data_start_and_stop"] = replace(spare, entries=entries)
+
+
+def chunk_of_2_gb(table: SegmentTable, file: bytearray) -> None:
+    """170 bytes that would become 2 GB, of a field whose rows agree."""
+    rows = 2**29 - 1
+    frame = zeros_frame(rows * 4)
+    dataset = table.datasets["label"]["data"]
+    entries = dataset.entries[:1].copy()
+    entries[0] = (len(file), len(frame), checksum(frame))
+    file += frame
+    table.datasets["label"]["data"] = replace(
+        dataset, chunk_rows=rows, entries=entries, blocks=None
+    )
+
+
+def samples_that_no_column_has(table: SegmentTable, file: bytearray) -> SegmentTable:
+    return replace(table, samples=2**40)
+
+
+each("appended table", TABLES, appended_dataset)
 each(
-    "table",
+    "appended table of",  # the first is for a manifest to contradict, the other takes long to parse
     {
-        "chunk outside the file": with_entries(offset=2**40),
-        "chunk outside int64": with_entries(offset=2**63),
-        "offset and size wrap around": with_entries(offset=2**64 - 8, size=16),
-        "chunk longer than the file": with_entries(size=2**62),
-        "chunk of 2**64 - 1 bytes": with_entries(size=2**64 - 1),
-        "chunk of no bytes": with_entries(size=0),
-        "chunk of 1 byte": with_entries(size=1),
-        "chunks over one another": first_chunk_over_all,
-        "rows of 2**62": lambda d: replace(d, rows=2**62),
-        "rows of 2**30, one chunk": lambda d: replace(d, rows=2**30, chunk_rows=2**30 - 1),
-        "rows negative": lambda d: replace(d, rows=-5),
-        "chunks of no rows": lambda d: replace(d, chunk_rows=0),
-        "chunks of negative rows": lambda d: replace(d, chunk_rows=-1),
-        "chunks of 2 GiB": one_large_chunk,
-        "blocks out of order": with_blocks(edges=lambda edges: edges[:, ::-1].copy()),
-        "blocks beyond the chunk": with_blocks(edges=lambda edges: edges * 1000),
-        "blocks of 1 byte": with_blocks(nbytes=lambda nbytes: 1),
-        "blocks of 2**40 bytes": with_blocks(nbytes=lambda nbytes: 2**40),
-        "block header short": with_blocks(header=lambda header: b""),
-        "block header of a plug-in": with_blocks(header=lambda header: with_plugin(header)),
-        "block header of a filter": with_blocks(header=lambda header: with_filter(header)),
-        "block header of zeros": with_blocks(header=lambda header: header[:31] + b"\x10"),
+        name: change
+        for name, change in HEADERS.items()
+        if name not in ("schema of another", "16 MB of empty lists")
     },
-    dataset_of,
+    appended_header,
 )
+each("appended index", INDEXES, appended_bytes)
 each(
-    "table of",
+    "appended",
     {
-        "header deep": lambda header: DEEP.encode(),
-        "header with NaN": text_with('"samples": 12', '"samples": NaN'),
-        "header with 1e999": text_with('"samples": 12', '"samples": 1e999'),
-        "header with a key twice": text_with('"samples": 12', '"samples": 12, "samples": 12'),
-        "samples negative": set_key("samples", to=-1),
-        "samples of 1,000 digits": set_key("samples", to=10**1000),
-        "rows 1e300": set_key("datasets", 0, 0, to=1e300),
-        "datasets a number": set_key("datasets", to=7),
-        "datasets missing": set_key("datasets", to=[]),
-        "datasets of words": set_key("datasets", 0, to=["a", "b", "c", "d"]),
-        "block header no hex": set_key("datasets", 0, 3, to="zz"),
-        "schema of another": in_schema(name="other"),
-        "schema of objects": in_schema(dtype="O"),
-        "schema huge": in_schema(shape=[2**62, 2**62]),
-        "schema null": set_key("schema", to=None),
-        "bytes of another": set_key("bytes", to=1),
-        "16 MB of empty lists": lambda header: b'{"x":[' + b"[]," * (2**24 // 3 - 50) + b"[]]}",
-    },
-    index_header,
-)
-each(
-    "index",
-    {
-        "of nothing": lambda data: b"",
-        "of its name alone": lambda data: MAGIC,
-        "of another version": lambda data: data[:7] + b"\x09" + data[8:],
-        "header of 2**63 bytes": lambda data: data[:8] + struct.pack("<Q", 2**63) + data[16:],
-        "header of 2**64 - 1 bytes": lambda data: data[:8] + b"\xff" * 8 + data[16:],
-        "header longer than the file": lambda data: (
-            data[:8] + struct.pack("<Q", len(data)) + data[16:]
+        "of 2**63 bytes": of_length(2**63),
+        "of 2**64 - 1 bytes": of_length(2**64 - 1),
+        "of no bytes": of_length(0),
+        "of 8 bytes": of_length(8),
+        "of all the file's bytes": lambda hdf5, body: of_length(len(hdf5) + len(body) + 8)(
+            hdf5, body
         ),
-        "entries cut": lambda data: data[:-24],
-        "more than it says": lambda data: data + bytes(24),
+        "longer than the file": lambda hdf5, body: of_length(len(hdf5) + len(body) + 9)(hdf5, body),
+        "cut in half": lambda hdf5, body: with_end(hdf5, body[: len(body) // 2]),
+        "twice": lambda hdf5, body: with_end(with_end(hdf5, body), body),
+        "to nothing": lambda hdf5, body: with_end(b"", body),
+        "to a part of the file": lambda hdf5, body: with_end(hdf5[: len(hdf5) // 2], body),
+        "of another file": of_another_file,
+        "in HDF5 of another file": lambda hdf5, body: with_end(hdf5[::-1] + bytes(8), body),
+        "without a word that it is one": lambda hdf5, body: with_end(hdf5, body)[:-8] + bytes(8),
     },
-    index_bytes,
-)  # fmt: skip
+    appended,
+)
+each(
+    "appended",
+    {
+        "of a chunk of 2 GB": chunk_of_2_gb,
+        "of another field's spans": shapes_of_another_field,
+        "of samples that no column has": samples_that_no_column_has,
+    },
+    appended_table,
+)
+
+
+@ignored
+def a_table_behind_hdf5_that_says_other_things(folder: Path) -> Path:
+    """What lies behind the end is what is read, here samples that HDF5 does not speak of."""
+
+    def change(hdf5: bytes, body: bytes) -> bytes:
+        return with_end(bytes(64) + hdf5[64:], body)
+
+    return appended(folder, change)
+
+
+@refused
+def a_table_of_half_a_gigabyte_of_nothing(folder: Path) -> Path:
+    """22 million chunks of no bytes, in a file that takes up no room on the disk."""
+    path = folder / "single.h5"
+    count = 2**29 // ENTRY.itemsize
+    header = {
+        "samples": count, "bytes": 4096, "schema": [{"name": "x", "dtype": "|u1", "shape": []}],
+        "datasets": [[count, 1, 0, ""]],
+    }  # fmt: skip
+    text = json.dumps(header).encode()
+    start = MAGIC + struct.pack("<Q", len(text)) + text
+    digest = xxhash.xxh3_64(start)
+    piece = bytes(ENTRY.itemsize * 2**16)
+    for at in range(0, count, 2**16):
+        digest.update(piece[: (count - at) * ENTRY.itemsize])
+    with open(path, "wb") as file:
+        file.write(bytes(4096) + start)
+        file.seek(count * ENTRY.itemsize, os.SEEK_CUR)
+        file.write(struct.pack("<Q", digest.intdigest()))
+        file.write(TAIL.pack(file.tell() - 4096, APPENDED))
+    return path
 
 
 # Chunks
@@ -833,13 +1015,6 @@ def a_segment_with_pickles(folder: Path) -> Path:
     assert before[:4] == segment_of(root).read_bytes()[:4]
     segment_of(root).with_suffix(".idx").unlink()
     return agree(root)
-
-
-def single(folder: Path) -> Path:
-    """An exported file with nothing wrong."""
-    with rs.open(store_in(folder)) as store:
-        store.export(folder / "single.h5")
-    return folder / "single.h5"
 
 
 @ignored
@@ -1190,9 +1365,9 @@ def run_attack(name: str, *, long: bool = True) -> Outcome:
             some = random.Random(name).sample(range(2, len(steps)), 2)
             steps = [*steps[:2], *(steps[i] for i in sorted(some))]
         for step, do in steps:
-            faulthandler.dump_traceback_later(SECONDS, exit=True)
             try:
-                do()
+                with alarm(SECONDS):
+                    do()
                 outcome.steps[step] = ""
             except rs.RaggedStoreError as error:
                 outcome.steps[step] = f"{type(error).__name__}: {error}"[:500]
@@ -1200,8 +1375,6 @@ def run_attack(name: str, *, long: bool = True) -> Outcome:
                 outcome.faults.append(f"{step}: {error!r}")
             except Exception as error:
                 outcome.faults.append(f"{step}: {error!r}"[:500])
-            finally:
-                faulthandler.cancel_dump_traceback_later()
         if contents(folder) != outside:
             outcome.faults.append("a file outside was made or removed")
         os.chdir("/")
@@ -1220,51 +1393,17 @@ def contents(folder: Path) -> list[str]:
 
 
 def work(*, long: bool) -> None:
-    """The child: do the attacks whose names come in, and say before each that it begins."""
-    names = json.load(sys.stdin)
-    append(store_in(Path(tempfile.mkdtemp(dir=os.environ["TMPDIR"]))))  # all that is imported late
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.enable()
-    for name in names:
-        print(name, flush=True)
-        outcome = run_attack(name, long=long)
-        print(json.dumps(asdict(outcome)), flush=True)
+    """The child: do the attacks whose names come in."""
+    append(store_in(Path(tempfile.mkdtemp())))  # all that is imported late
+    serve(partial(run_attack, long=long), MEMORY)
 
 
 def campaign(names: list[str], *, long: bool = False) -> Iterator[Outcome]:
     """What comes of the attacks of these names, in child processes."""
-    left = list(names)
-    random.Random(0).shuffle(left)  # so that what one leaves behind does not help the next
-    while left:
-        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as told:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "tests.campaigns.hostile", "--work", *["--long"] * long],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told, text=True,
-                env={**os.environ, "TMPDIR": folder},
-            )  # fmt: skip
-            assert child.stdin is not None and child.stdout is not None
-            with child:
-                child.stdin.write(json.dumps(left))
-                child.stdin.close()
-                begun = None
-                for line in child.stdout:
-                    if line.startswith("{"):
-                        yield Outcome(**json.loads(line))
-                        left.remove(begun)
-                        begun = None
-                    else:
-                        begun = line.rstrip("\n")
-            if child.returncode:
-                told.seek(0)
-                words = told.read().decode(errors="replace")[-3000:]
-                if begun is None:
-                    raise RuntimeError(f"the child died by itself:\n{words}")
-                kind = "hang" if "Timeout" in words else "crash"
-                yield Outcome(begun, faults=[f"{kind}: status {child.returncode}: {words}"])
-                left.remove(begun)
+    mixed = random.Random(0).sample(names, len(names))  # so that none helps the next
+    arguments = ["-m", "tests.campaigns.hostile", "--work", *["--long"] * long]
+    for name, said, (kind, words) in answers(arguments, mixed):
+        yield Outcome(name, faults=[f"{kind}: {words}"]) if kind else Outcome(**said)
 
 
 def main() -> None:
@@ -1277,17 +1416,15 @@ def main() -> None:
     if options.work:
         work(long=options.long)
         return
-    failed = count = 0
+    started, count = time.monotonic(), 0
+    faults = []
     names = [options.only] if options.only else list(ATTACKS)
     for outcome in campaign(names, long=options.long or bool(options.only)):
         count += not outcome.skipped
-        failed += bool(outcome.faults)
-        for fault in outcome.faults:
-            print(f"{outcome.name}: {fault}")
+        faults += [f"{outcome.name}: {fault}" for fault in outcome.faults]
         if options.only:
             print(*outcome.steps.items(), sep="\n")
-    print(f"{count} attacks, {failed} with faults")
-    sys.exit(bool(failed))
+    conclude(f"{count} attacks", started, faults)
 
 
 if __name__ == "__main__":

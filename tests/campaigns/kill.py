@@ -2,7 +2,7 @@
 
     python -m tests.campaigns.kill [--long] [--kills 200] [--seed 0] [--only compact]
 
-Each operation on a store (operations.py, and here the import of recordings and repair) is run a few
+Each operation on a store (operations.py, and here the import of recordings) is run a few
 times to see how long it takes. Then it is killed again and again, each time after a time drawn
 evenly from that long. A store goes on to the next kill with all that lies about in it, until the
 operation is through with it, or for ten rounds where it can be done over and over. After each kill:
@@ -12,7 +12,8 @@ operation is through with it, or for ten rounds where it can be done over and ov
 - on a copy the operation works when it is done again, an append is taken after it, and vacuum
   leaves nothing but the files that a version names
 - an export's target is absent or whole; an import that goes on has every file once; a repair gives
-  what it gives when nobody disturbs it, and the damaged version stays as it is
+  what it gives when nobody disturbs it
+- files that were there before are as they were, or gone where the operation removes old versions
 
 A "session" is a writer that commits in a loop, now and then compacting and vacuuming.
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -37,7 +39,10 @@ import traceback
 import wave
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +55,7 @@ from raggedstore.interop.folders import import_folder
 from raggedstore.store.writer import Writer
 from tests.campaigns.looking import (
     again,
+    changed,
     copied,
     differences,
     files_below,
@@ -58,7 +64,8 @@ from tests.campaigns.looking import (
     loose_files,
     opened,
 )
-from tests.campaigns.operations import LARGE, LONG, OPERATIONS, SCHEMA, Operation, sample
+from tests.campaigns.operations import LONG, OPERATIONS, SCHEMA, Operation, sample
+from tests.campaigns.table import conclude, print_row
 
 SHORT_KILLS, LONG_KILLS = 60, 3000
 ROUNDS = 10  # kills that one store goes through, at most
@@ -109,24 +116,6 @@ def _look_at_recordings(home: Path, done: bool, given: Any) -> list[str]:
     return found
 
 
-def _make_damaged(home: Path) -> None:
-    """Three segments: one with damage, one without an .idx, and one that is whole."""
-    with rs.create(home / "store", SCHEMA) as store:
-        for first, stop in ((0, LARGE), (LARGE, LARGE + 20), (LARGE + 20, LARGE + 30)):
-            with store.writer() as writer:
-                writer.extend(sample(i) for i in range(first, stop))
-        damaged, unindexed, _ = (home / "store/segments" / e.file for e in store.manifest.segments)
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1  # in the middle of a file lie the values of a large sample
-    damaged.write_bytes(data)
-    unindexed.with_suffix(".idx").unlink()
-
-
-def _repair(home: Path) -> Any:
-    with opened(home / "store", "a") as store:
-        return store.repair()
-
-
 def _begin_session(home: Path) -> None:
     rs.create(home / "store", SCHEMA).close()
 
@@ -149,13 +138,11 @@ def _write_on(home: Path) -> None:
 
 
 SESSION = Operation("session", _begin_session, _write_on, direct=3, forgets=True)
-REPAIR = Operation("repair", _make_damaged, _repair, (0,), samples=None)
 KILLED = {
     **OPERATIONS,
     "import audio": Operation(
         "import audio", _make_recordings, _import_recordings, look=_look_at_recordings, samples=None
     ),
-    "repair": REPAIR,
     "session": SESSION,
 }
 
@@ -287,12 +274,7 @@ class Bench:
             operation.prepare(self._template)
         self._known = {path.name for path in self._template.rglob("*.h5")}
         self._rounds = ROUNDS
-        self._kept: list[int] = []
         self._begin()
-        if operation is REPAIR:
-            report = _repair(self._home)
-            self._kept = report.positions().tolist()
-            assert report.lost and 0 < len(self._kept) < report.samples
         self.tally.seconds = self._measured()
 
     def _begin(self) -> None:
@@ -368,13 +350,12 @@ class Bench:
         shutil.rmtree(self._copy, ignore_errors=True)
         if self.operation is SESSION:
             yield from self._look_at_session(before, killed)
-        elif self.operation is REPAIR:
-            yield from self._look_at_repair(before, killed)
         else:
             yield from self._look_at_others(before, killed)
 
     def _look_at_others(self, before: dict[int, int], killed: Killed) -> Iterator[str]:
         operation, home, copy = self.operation, self._home, self._copy
+        yield from changed(self._template, home, operation)
         newest, commits = max(before, default=-1), len(operation.gains)
         said = commits if killed.returned else max(killed.committed - newest, 0)
         yield from look(operation, home, before, range(said, commits + 1), self._known)
@@ -386,7 +367,7 @@ class Bench:
         copied(home, copy)
         is_done = operation.is_done(home, max(now, default=-1) - newest)
         yield from again(operation, copy, lambda: self._repeat(copy), is_done=is_done)
-        if operation.samples is not None:
+        if operation.samples is not None or operation.mends:
             yield from _append_and_vacuum(copy)
         loose = {p.name for p in home.iterdir()} - {p.name for p in self._template.iterdir()}
         loose = {name for name in loose - {"store", "out.h5"} if not name.startswith(".tmp-")}
@@ -413,25 +394,6 @@ class Bench:
         copied(self._home, self._copy)
         yield from _append_and_vacuum(self._copy)
 
-    def _look_at_repair(self, before: dict[int, int], killed: Killed) -> Iterator[str]:
-        """The new version is there whole or not at all, and the old ones as damaged as before."""
-        store, copy = self._home / "store", self._copy
-        now, newest = lengths(store), max(before)
-        repaired = {**before, newest + 1: len(self._kept)}
-        if now != repaired and (killed.returned or now != before):
-            yield f"versions of {now} samples where {before} were repaired"
-        there, template = files_below(store), files_below(self._template / "store")
-        changed = {name for name in template if there.get(name) != template[name]}
-        yield from (f"{name} is not as it was" for name in changed)
-        copied(self._home, copy)
-        _repair(copy)
-        for path in (self._home, copy) if now == repaired else (copy,):
-            with opened(path / "store") as samples:
-                yield from differences(samples, [sample(i) for i in self._kept])
-                if not (report := samples.verify()).ok:
-                    yield str(report)
-        yield from _append_and_vacuum(copy)
-
 
 def _append_and_vacuum(home: Path) -> Iterator[str]:
     """What is wrong where one more sample is appended to a store, and the rest cleared away."""
@@ -446,21 +408,27 @@ def _append_and_vacuum(home: Path) -> Iterator[str]:
 
 
 def campaign(
-    kills: int, seed: int, *, is_long: bool = False, only: Sequence[str] = ()
+    kills: int, seed: int, *, is_long: bool = False, only: Sequence[str] = (), jobs: int = 1
 ) -> Iterator[Tally]:
-    """Kill each operation as often as the others, so many times in all."""
+    """Kill each operation as often as the others, so many times in all; some at the same time."""
     names = only or [name for name in KILLED if is_long or name not in LONG]
+    shares = [kills * (i + 1) // len(names) - kills * i // len(names) for i in range(len(names))]
+    if jobs == 1:
+        yield from map(_tally_of, names, shares, repeat(seed))
+        return
+    # Spawned, so that none holds an end of another's pipe to its killer
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_tally_of, names, shares, repeat(seed))
+
+
+def _tally_of(name: str, kills: int, seed: int) -> Tally:
+    """What comes of killing one operation so many times."""
+    rng = random.Random(f"{seed} {name}")
     with tempfile.TemporaryDirectory() as folder, Killer() as killer:
-        for number, name in enumerate(names):
-            rng = random.Random(f"{seed} {name}")
-            bench = Bench(Path(folder) / str(number), KILLED[name], killer)
-            for _ in range(kills * (number + 1) // len(names) - kills * number // len(names)):
-                bench.kill(rng)
-            yield bench.tally
-
-
-def print_row(*cells: object) -> None:
-    print(f"{cells[0]!s:16}" + "".join(f"{cell!s:>16}" for cell in cells[1:]), flush=True)
+        bench = Bench(Path(folder), KILLED[name], killer)
+        for _ in range(kills):
+            bench.kill(rng)
+    return bench.tally
 
 
 def main() -> None:
@@ -469,6 +437,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], choices=KILLED)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="operations at a time")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -476,20 +445,18 @@ def main() -> None:
         return
     started = time.monotonic()
     kills = options.kills or (LONG_KILLS if options.long else SHORT_KILLS)
-    tallies = []
-    print_row("operation", "ms", "kills", *STAGES, "versions read", "strays", "faults")
-    for tally in campaign(kills, options.seed, is_long=options.long, only=options.only):
-        tallies.append(tally)
+    faults, done = [], 0
+    layout = partial(print_row, width=16)
+    layout("operation", "ms", "kills", *STAGES, "versions read", "strays", "faults")
+    for tally in campaign(
+        kills, options.seed, is_long=options.long, only=options.only, jobs=options.jobs
+    ):
         stages = [tally.stages[stage] for stage in STAGES]
-        ms = f"{tally.seconds * 1000:.0f}"
-        print_row(
-            tally.name, ms, tally.kills, *stages, tally.versions, tally.strays, len(tally.faults)
-        )
-    faults = [fault for tally in tallies for fault in tally.faults]
-    took = time.monotonic() - started
-    print(f"{sum(t.kills for t in tallies):,} kills, {took:.0f} s, {len(faults)} faults")
-    print("\n".join(faults))
-    sys.exit(bool(faults))
+        counts = tally.kills, *stages, tally.versions, tally.strays, len(tally.faults)
+        layout(tally.name, round(tally.seconds * 1000), *counts)
+        faults += tally.faults
+        done += tally.kills
+    conclude(f"{done:,} kills", started, faults)
 
 
 if __name__ == "__main__":

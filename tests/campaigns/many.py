@@ -27,7 +27,6 @@ import argparse
 import json
 import multiprocessing
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -47,6 +46,7 @@ import numpy.typing as npt
 import raggedstore as rs
 from raggedstore.store import files, lists
 from tests.campaigns.looking import loose_files, opened
+from tests.campaigns.table import conclude, print_row
 
 SHORT, LONG = (8, 4, 6), (600, 16, 16)  # seconds, writers, readers
 PATIENCE = 120  # seconds that one may take to come to its end
@@ -342,19 +342,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     seconds, writers, readers = LONG if options.long else SHORT
+    started = time.monotonic()
     findings = campaign(
         options.seconds or seconds, options.writers or writers, options.readers or readers,
         options.seed,
     )  # fmt: skip
-    for what, count in sorted(findings.players.items()):
-        print(f"{what:44}{count:>10,}")
-    for what, count in findings.counts.items():
-        if "commits of" not in what:
-            print(f"{what:44}{count:>10,}")
-    print(f"{'samples':44}{findings.samples:>10,}")
-    print(f"{'lost, doubled, torn, taken away; hangs':44}{len(findings.faults):>10,}")
-    print("\n".join(findings.faults))
-    sys.exit(bool(findings.faults))
+    counts = {what: n for what, n in findings.counts.items() if "commits of" not in what}
+    for what, count in (*sorted(findings.players.items()), *counts.items()):
+        print_row(what, count, first=44)
+    print_row("samples", findings.samples, first=44)
+    conclude("lost, doubled, torn, taken away; hangs", started, findings.faults)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ that belongs at an index follows from the index, so what a store must hold is sa
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import raggedstore as rs
 from raggedstore.interop.folders import ImportReport, import_folder
 from raggedstore.store import lists
+from raggedstore.store.repair import repair
 from tests.campaigns.looking import differences, opened
 
 __all__ = ["LONG", "OPERATIONS", "Operation", "sample"]
@@ -31,8 +34,9 @@ LARGE = 50  # of so many samples the last three span more than a chunk
 TEXTS = {f"{folder}/{i}.txt": f"text {i} of {folder}\n" * i for folder in "ab" for i in range(3)}
 
 
+@lru_cache(1000)
 def sample(index: int) -> dict[str, Any]:
-    """The sample that belongs at `index`."""
+    """The sample that belongs at `index`; nobody writes to it."""
     count = 140_000 if index % LARGE >= LARGE - 3 else index % 97
     values = (np.arange(count, dtype=np.int64) * 2_654_435_761 + index).astype(np.int32)
     return {"key": np.int64(index), "values": values, "text": f"sample {index}" * (index % 3)}
@@ -68,6 +72,8 @@ class Operation:
     samples: Callable[[int], list[dict[str, Any]]] | None = _samples
     #: Whether versions may go.
     forgets: bool = False
+    #: Whether the store is damaged before it.
+    mends: bool = False
     #: Whether it can be done once only, and whether it was: (home, commits made).
     once: bool = False
     is_done: Callable[[Path, int], bool] = lambda home, made: made > 0
@@ -217,6 +223,38 @@ def _look_at_import(home: Path, done: bool, given: ImportReport | None) -> list[
     return found
 
 
+DAMAGED = (LARGE, 20, 10)  # samples of the segments that are repaired, and one that is whole
+
+
+def _make_damaged(home: Path) -> None:
+    """Three segments: one with damage, one without an .idx, and one that is whole."""
+    _make(home, [*DAMAGED])
+    with opened(home / "store") as store:
+        damaged, unindexed, _ = (home / "store/segments" / e.file for e in store.manifest.segments)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1  # in the middle of a file lie the values of a large sample
+    damaged.write_bytes(data)
+    unindexed.with_suffix(".idx").unlink()
+    report = repair(home / "store", dry_run=True)
+    kept = report.positions().tolist()
+    assert report.lost and 0 < len(kept) < report.samples
+    (home / "kept.json").write_text(json.dumps(kept))
+
+
+def _repair(home: Path) -> Any:
+    with opened(home / "store", "a") as store:
+        return store.repair()
+
+
+def _look_at_repair(home: Path, done: bool, given: Any) -> list[str]:
+    """The repaired version is there with all that can be kept, or not at all."""
+    kept = json.loads((home / "kept.json").read_text())
+    with opened(home / "store") as store:
+        if store.version > len(DAMAGED):
+            return differences(store, [sample(i) for i in kept])
+    return ["nothing was repaired"] if done else []
+
+
 OPERATIONS = {
     operation.name: operation
     for operation in (
@@ -239,6 +277,9 @@ OPERATIONS = {
             is_done=lambda home, made: (home / "out.h5").exists(),
         ),
         Operation("import", _make_texts, _import, look=_look_at_import, samples=None),
+        Operation(
+            "repair", _make_damaged, _repair, (0,), look=_look_at_repair, samples=None, mends=True
+        ),
     )
 }  # fmt: skip
 

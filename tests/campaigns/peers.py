@@ -36,6 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ import tables
 import zarr
 
 import raggedstore as rs
+from tests.campaigns.table import conclude, print_row
 
 __all__ = ["PEERS", "QUESTIONS", "Findings", "campaign"]
 
@@ -548,18 +550,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=PEERS)
     parser.add_argument("--question", action="append", default=[], choices=QUESTIONS)
     options = parser.parse_args()
-    print(f"{'':26}{'cases':>8}" + "".join(f"{result:>8}" for result in RESULTS))
-    findings = Findings()
+    layout = partial(print_row, first=26, width=8)
+    layout("question and library", "cases", *RESULTS)
+    started, findings = time.monotonic(), Findings()
     for question in options.question or QUESTIONS:
         for name in options.only or PEERS:
             part = campaign(options.seed, is_long=options.long, only=[name], questions=[question])
             findings.results |= part.results
             counter = part.results[question, name]
-            row = [counter.total(), *(counter[result] for result in RESULTS)]
-            print(f"{question:8}{name:18}" + "".join(f"{n:>8,}" for n in row), flush=True)
-    faults = wrong_with_ours(findings)
-    print("\n".join(faults))
-    sys.exit(bool(faults))
+            counts = counter.total(), *(counter[result] for result in RESULTS)
+            layout(f"{question:8}{name}", *counts)
+    conclude("all questions", started, wrong_with_ours(findings))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import argparse
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -30,6 +29,7 @@ from unittest import mock
 from tests.campaigns.disk import Recorder, Recording, State, states
 from tests.campaigns.looking import again, copied, lengths, look
 from tests.campaigns.operations import LONG, OPERATIONS, Operation
+from tests.campaigns.table import conclude, print_row
 
 SHORT_CASES = 4  # of each number of calls
 LONG_CASES = 200
@@ -141,15 +141,12 @@ def main() -> None:
     started = time.monotonic()
     limit = options.cases or (LONG_CASES if options.long else SHORT_CASES)
     findings = campaign(options.seed, limit=limit, is_long=options.long, only=options.only)
-    print(f"{'':16}{'calls':>10}{'replays':>10}{'disks':>10}{'as before':>12}")
+    print_row("operation", "calls", "replays", "disks", "as before")
     for name, calls in findings.calls.items():
-        row = f"{calls:>10,}{findings.replays[name]:>10,}{findings.disks[name]:>10,}"
-        print(f"{name:16}{row}{findings.before[name]:>12,}")
-    took = time.monotonic() - started
+        counts = findings.replays[name], findings.disks[name], findings.before[name]
+        print_row(name, calls, *counts)
     disks, replays = sum(findings.disks.values()), sum(findings.replays.values())
-    print(f"{replays:,} replays, {disks:,} disks, {took:.0f} s, {len(findings.faults)} faults")
-    print("\n".join(findings.faults))
-    sys.exit(bool(findings.faults))
+    conclude(f"{replays:,} replays, {disks:,} disks", started, findings.faults)
 
 
 if __name__ == "__main__":

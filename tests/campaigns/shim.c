@@ -29,6 +29,7 @@ static struct { DIR *folder; char path[WIDTH]; } folders[64];
 static char (*calls)[WIDTH];
 static long count, target, fired;
 static int armed, fault, lasting;
+static void (*noted)(long);  /* called for each call, in its thread */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(name) \
@@ -50,11 +51,16 @@ static int meet(const char *what, const char *path) {
         int later = target && count > target;
         if (count == target || (later && lasting == ALL) ||
             (later && lasting == ALIKE && !strcmp(calls[count - 1], calls[target - 1]))) {
-            if (!fired) fired = count;
+            if (!fired) {
+                fired = count;
+                dprintf(2, "fails: %s\n", calls[count - 1]);  /* should the process die of it */
+            }
             result = fault;
         }
     }
+    long number = count;
     pthread_mutex_unlock(&lock);
+    if (noted) noted(number);
     return result;
 }
 
@@ -275,6 +281,9 @@ void shim_arm(long number, int error, int on) {
     armed = 1;
     pthread_mutex_unlock(&lock);
 }
+
+/* Have `note` called with the number of each call that is met; NULL: no more. */
+void shim_note(void (*note)(long)) { noted = note; }
 
 long shim_disarm(void) {
     pthread_mutex_lock(&lock);

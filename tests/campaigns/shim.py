@@ -12,10 +12,12 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import raggedstore as rs
 from tests.campaigns.calls import Patches
 
 __all__ = ["FAULTS", "SHORT", "Injector", "Patched", "Preloaded", "build", "injector"]
@@ -36,6 +38,7 @@ FAULTS: dict[str, tuple[int, int]] = {
     GONE: (errno.EIO, ALL),
 }
 
+_OURS = f"{Path(rs.__file__).parent}/"
 _LIBRARY = "RAGGEDSTORE_SHIM"  # the environment variable that names the preloaded library
 
 
@@ -47,6 +50,19 @@ class Injector(Protocol):
 
     def disarm(self) -> tuple[list[str], int]:
         """The calls that were made, as "what path", and the number of the one that failed."""
+
+    def note_sites(self) -> dict[int, str]:
+        """From now on note where each call comes from: see `site`."""
+
+
+def site() -> str:
+    """Where a call comes from: the lines of raggedstore that it passed through, from the inside."""
+    frame, lines = sys._getframe(1), []
+    while frame := frame.f_back:
+        code = frame.f_code
+        if code.co_filename.startswith(_OURS):
+            lines.append(f"{code.co_qualname}:{frame.f_lineno}")
+    return " ".join(lines)
 
 
 def build(folder: Path) -> dict[str, str] | None:
@@ -81,8 +97,20 @@ class Preloaded:
     def arm(self, number: int, fault: str) -> None:
         self._shim.shim_arm(ctypes.c_long(number), *FAULTS[fault])
 
+    def note_sites(self) -> dict[int, str]:
+        sites: dict[int, str] = {}
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_long)
+        def note(number: int) -> None:
+            sites[number] = site()
+
+        self._note = note  # which C holds no reference to
+        self._shim.shim_note(note)
+        return sites
+
     def disarm(self) -> tuple[list[str], int]:
         count = self._shim.shim_disarm()
+        self._shim.shim_note(None)
         calls = [self._shim.shim_call(ctypes.c_long(i)).decode() for i in range(count)]
         return calls, int(self._shim.shim_fired())
 
@@ -94,6 +122,7 @@ class Patched:
         self._calls: list[str] = []
         self._number = self._fired = 0
         self._fault = FAULTS["EIO"]
+        self._sites: dict[int, str] | None = None
         self._patches = Patches(root, self._meet)
 
     def arm(self, number: int, fault: str) -> None:
@@ -102,11 +131,18 @@ class Patched:
 
     def disarm(self) -> tuple[list[str], int]:
         self._patches.remove()
+        self._sites = None
         return self._calls, self._fired
+
+    def note_sites(self) -> dict[int, str]:
+        self._sites = {}
+        return self._sites
 
     def _meet(self, what: str, paths: tuple[str, ...], real: Callable[[], Any]) -> Any:
         self._calls.append(f"{what} {paths[0]}")
         count, chosen = len(self._calls), self._number
+        if self._sites is not None:
+            self._sites[count] = site()
         code, lasting = self._fault
         later = 0 < chosen < count and (
             lasting == ALL or (lasting == ALIKE and self._calls[-1] == self._calls[chosen - 1])

@@ -18,13 +18,13 @@ import os
 import random
 import signal
 import statistics
-import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import numpy as np
 
 import raggedstore as rs
 from tests.campaigns.looking import loose_files, opened
+from tests.campaigns.table import conclude, print_row
 
 SHORT_DAYS, LONG_DAYS = 40, 365
 SHORT_RUNS, LONG_RUNS = 3, 25
@@ -264,20 +265,17 @@ def main() -> None:
         ("  of which had committed their day", findings.halves),
         ("compactions", findings.compactions),
     ):
-        print(f"{what:36}{count:>10,}")
-    print(f"\n{'to one bulk write':24}{'on the eve':>24}{'compacted':>24}{'bulk, ms':>12}")
+        print_row(what, count, first=36)
     whens = ("on the eve", "compacted")
-    print(f"{'size':24}" + "".join(f"{findings.sizes[when]:>24.3f}" for when in whens))
+    layout = partial(print_row, first=24, width=20)
+    print()
+    layout("to one bulk write", *whens, "bulk, ms")
+    layout("size", *(f"{findings.sizes[when]:.3f}" for when in whens))
     for name in READS:
-        row = ""
-        for when in whens:
-            clock, processor = findings.times[f"{name}, {when}"]
-            row += f"{clock:>10.2f}, CPU {processor:>8.2f}"
-        print(f"{name:24}{row}{findings.milliseconds[name]:>12.2f}")
-    took = time.monotonic() - started
-    print(f"\n{took:.0f} s, {len(findings.faults)} faults")
-    print("\n".join(findings.faults))
-    sys.exit(bool(findings.faults))
+        ratios = [findings.times[f"{name}, {when}"] for when in whens]
+        told = [f"{clock:.2f}, CPU {processor:.2f}" for clock, processor in ratios]
+        layout(name, *told, f"{findings.milliseconds[name]:.2f}")
+    conclude(f"{findings.days} days", started, findings.faults)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_libhdf5_is_asked_for_nothing_where_it_need_not_be(
     want = {name: file[name][()] for name in CASES}
     monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *_: pytest.fail("libhdf5 was asked"))
     for name, array in arrays.items():
-        if "lzf" not in name:
+        if "lzf" not in name and not name.startswith("raw"):
             np.testing.assert_array_equal(array.compute(), want[name])
 
 
@@ -125,23 +125,27 @@ def test_files_of_pytables_are_read_likewise(tmp_path: Path) -> None:
         np.testing.assert_array_equal(lazy.adapt(opened.root.y).compute(), values[:, 0])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "chunked"])
+@pytest.mark.parametrize("layout", ["contiguous", "raw chunks", "deflate"])
 def test_a_file_cut_short_while_it_is_open_is_an_error_that_names_file_and_dataset(
     tmp_path: Path, layout: str
 ) -> None:
     path = tmp_path / "x.h5"
-    chunks = (100, 1000) if layout == "chunked" else None
+    options = {"contiguous": {}, "raw chunks": {"chunks": (100, 1000)}}
+    deflate = {"chunks": (100, 1000), "compression": 1}
+    why = "the file has 1048576 bytes" if layout == "raw chunks" else "ends before"
+    values = np.frombuffer(RNG.bytes(8 * 3000 * 1000), "i8").reshape(3000, 1000)
     with h5py.File(path, "w") as made:
-        made.create_dataset("group/x", data=np.zeros((3000, 1000)), chunks=chunks)
+        made.create_dataset("group/x", data=values, **options.get(layout, deflate))
     with h5py.File(path, "r") as opened:
         array = lazy.adapt(opened["group/x"])
-        assert not array[::7, 3:5].compute().any()
+        np.testing.assert_array_equal(array[::7, 3:5].compute(), values[::7, 3:5])
         os.truncate(path, 2**20)
         for key in (..., np.s_[2000:, 3], np.s_[-1], np.s_[::500, ::500]):
             for options in ({}, {"scheduler": "threads"}):
-                with pytest.raises(rs.CorruptionError, match=rf"^{path}:/group/x: ends before"):
+                with pytest.raises(rs.CorruptionError, match=rf"^{path}:/group/x: {why}"):
                     array[key].compute(**options)
-        assert array[:20, :7].compute().shape == (20, 7)
+        if layout != "raw chunks":  # which libhdf5 reads: it would give zeros
+            assert array[:20, :7].compute().shape == (20, 7)
 
 
 def test_a_chunk_that_cannot_be_decoded_is_an_error_that_names_file_and_dataset(

@@ -33,9 +33,20 @@ class Counted:
         return self.array[key]
 
 
-@settings(max_examples=40)
+def mapped(folder: Path, values: np.ndarray) -> np.ndarray:
+    """The same values in a memory map."""
+    path = folder / f"{len(list(folder.iterdir()))}.npy"
+    np.save(path, values)
+    read: np.ndarray = np.load(path, mmap_mode="r")
+    return read
+
+
+@settings(max_examples=60)
 @given(data=st.data())
-def test_the_product_is_numpys(data: st.DataObject) -> None:
+def test_the_product_is_numpys(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("maps")
     n, k, m = (data.draw(st.integers(1, 40)) for _ in range(3))
     shapes = data.draw(
         st.sampled_from([((n, k), (k,)), ((n, k), (k, m)), ((k,), (k, m)), ((k,), (k,))])
@@ -45,9 +56,12 @@ def test_the_product_is_numpys(data: st.DataObject) -> None:
     for shape in shapes:
         values = rng.integers(0, 50, shape).astype(data.draw(st.sampled_from(DTYPES)))
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
-        operands.append((values, data.draw(st.sampled_from(["array", "dask", "file"])), chunks))
+        operands.append(
+            (values, data.draw(st.sampled_from(["array", "map", "dask", "file"])), chunks)
+        )
     made = {
         "array": lambda values, chunks: values,
+        "map": lambda values, chunks: mapped(folder, values),
         "dask": lambda values, chunks: da.from_array(values, chunks),
         "file": Counted,
     }

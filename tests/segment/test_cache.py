@@ -59,6 +59,12 @@ def test_while_there_is_room_a_chunk_is_bought_sooner() -> None:
     assert [cache.rent("a", 10, 100) for _ in range(3)] == [True, True, False]
 
 
+def test_where_the_first_read_of_a_chunk_is_to_be_rented_the_second_may_buy() -> None:
+    cache = ChunkCache(1000)
+    assert [cache.rent("a", 70, 100, first=True) for _ in range(2)] == [True, False]
+    assert not cache.rent("b", 70, 100)
+
+
 def test_what_no_budget_could_hold_is_rented_for_ever() -> None:
     cache = ChunkCache(99)
     assert all(cache.rent("a", 60, 100) for _ in range(10))

@@ -120,6 +120,25 @@ def test_only_the_blocks_that_are_touched_are_decoded() -> None:
     assert source.decoded == []
 
 
+def test_blocks_are_decoded_by_several_threads_however_little_of_them_is_wanted() -> None:
+    met = threading.Barrier(2, timeout=10)
+
+    class Meeting(Chunks):
+        def decode_blocks(self, blocks: np.ndarray, out: np.ndarray) -> None:
+            met.wait()
+            super().decode_blocks(blocks, out)
+
+    source = Meeting(np.arange(2**18, dtype="i4"), 2**13, 2**14)  # two blocks in a chunk
+    starts = np.arange(0, 2**18, 2**13)
+
+    out = np.empty(len(starts), "i4")
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(module, "_JOB", 2**18)
+        gather(starts, starts + 1, out, source, pool)
+
+    assert out.tolist() == starts.tolist()
+
+
 def test_a_chunk_of_which_most_is_wanted_is_decoded_whole() -> None:
     source = Chunks(np.arange(1000, dtype="i4"), 100, 40)
 

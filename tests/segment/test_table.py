@@ -1,5 +1,6 @@
 """A chunk table that is damaged, or lies, is refused whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_a_chunk_outside_the_file_is_refused(table: SegmentTable, offset: int, s
     signed = body + checksum(body).to_bytes(8, "little")
     with pytest.raises(rs.CorruptionError, match="outside the file"):
         SegmentTable.loads(signed, file_bytes=table.file_bytes)
+
+
+def test_a_chunk_of_no_bytes_is_refused_so_that_holes_are_no_large_table(
+    table: SegmentTable,
+) -> None:
+    dataset = table.datasets["a"]["data"]
+    entries = dataset.entries.copy()
+    entries["size"] = 0
+    table.datasets["a"]["data"] = replace(dataset, entries=entries)
+
+    with pytest.raises(rs.CorruptionError, match="field 'a': a chunk of no bytes"):
+        SegmentTable.loads(memoryview(table.dumps()), file_bytes=table.file_bytes)
 
 
 def test_a_table_of_another_file_is_refused(table: SegmentTable) -> None:

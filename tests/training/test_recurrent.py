@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import raggedstore as rs
 from raggedstore.training import Loader, Permuted, Sequential, Shuffled, Windowed
 from raggedstore.training.picks import Picks
-from raggedstore.training.recurrent import BEYOND
+from raggedstore.training.recurrent import BEYOND, first_to_end
 from tests.training.test_batching import Epoch, epochs, planned
 
 #: A window: which sample, from where to where; None where a stream has run out.
@@ -66,6 +67,20 @@ def test_each_stream_plays_one_sequence_after_another(epoch: Epoch, rule: Window
     # Streams stay together: one has at most a sequence more than another to play.
     each = [len(windows_of(rule, 0, int(steps))) for steps in epoch.sizes[:, 0]]
     assert max(turns) - min(turns) <= max(each, default=0)
+
+
+@given(st.sampled_from([1, 2, 63, 64, 200]), st.sampled_from([1, 3, 50]), st.data())
+def test_a_sequence_goes_to_the_stream_that_ends_first_however_many_there_are(
+    streams: int, longest: int, data: st.DataObject
+) -> None:
+    busy = data.draw(hnp.arrays(np.int64, streams, elements=st.integers(0, 60)))
+    windows = data.draw(hnp.arrays(np.int64, st.integers(0, 500), elements=st.integers(1, longest)))
+
+    until, wanted = busy.tolist(), []
+    for more in windows.tolist():
+        wanted.append(until.index(min(until)))
+        until[wanted[-1]] += more
+    assert first_to_end(busy, windows).tolist() == wanted
 
 
 @given(epochs(most=40, largest=70), rules())
