@@ -18,15 +18,26 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
+from raggedstore.distribution import counts_of
 from raggedstore.errors import UsageError
 from raggedstore.indexing import Positions
 from raggedstore.moments import Moments, check_real
 from raggedstore.schema import Field
+from raggedstore.sketch import Sketch, capacity_for
 
 if TYPE_CHECKING:
     from raggedstore.samples import Column, FieldView, Samples
 
-__all__ = ["Axes", "Normalizer", "Stats", "axes_of", "groups_of", "moments_of"]
+__all__ = [
+    "Axes",
+    "Normalizer",
+    "Stats",
+    "axes_of",
+    "groups_of",
+    "histogram_of",
+    "moments_of",
+    "quantiles_of",
+]
 
 Axes = tuple[int, ...]
 
@@ -109,6 +120,50 @@ def moments_of(
     for column in _columns(samples, name, positions, axes):
         total = total.merge(Moments.of(_grouped(column, field, axes), skipna=skipna))
     return total
+
+
+def histogram_of(
+    samples: Samples, name: str, axes: Axes, edges: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """(groups..., bins) how many values lie between `edges`, read block by block."""
+    field = samples.schema[name]
+    groups = groups_of(field, axes)
+    total = np.zeros((math.prod(groups), len(edges) - 1), np.int64)
+    for column in _columns(samples, name, np.arange(len(samples)), axes):
+        total += counts_of(_rows_of(column, field, axes), edges)
+    return total.reshape((*groups, -1))
+
+
+def quantiles_of(
+    samples: Samples,
+    name: str,
+    axes: Axes,
+    wanted: npt.NDArray[np.float64],
+    error: float,
+    *,
+    skipna: bool,
+) -> npt.NDArray[np.float64]:
+    """Values of the ranks `wanted`, of their shape and then of the groups; read block by block."""
+    field = samples.schema[name]
+    groups = groups_of(field, axes)
+    everything, total = np.arange(len(samples)), math.prod(groups)
+    count = sum(
+        int(samples.read_shapes(name, block).prod(axis=1).sum()) // max(total, 1)
+        for block in samples.select(fields=[name]).blocks(everything)
+    )
+    sketch = Sketch.of(np.empty((total, 0), field.dtype), capacity_for(error, max(count, 1)))
+    for column in _columns(samples, name, everything, axes):
+        rows = _rows_of(column, field, axes)
+        absent = np.isnan(rows) if skipna and rows.dtype.kind == "f" else None
+        sketch = sketch.merge(Sketch.of(rows, sketch.capacity, absent))
+    found = sketch.quantiles(wanted)
+    return np.moveaxis(found, 0, -1).reshape((*wanted.shape, *groups))
+
+
+def _rows_of(column: Column, field: Field, axes: Axes) -> npt.NDArray[Any]:
+    """(groups, n) values."""
+    grouped = _grouped(column, field, axes)
+    return grouped.reshape(len(grouped), math.prod(grouped.shape[1:])).T
 
 
 def _columns(samples: Samples, name: str, positions: Positions, axes: Axes) -> Iterator[Column]:

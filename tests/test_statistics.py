@@ -81,9 +81,12 @@ def assert_stats(got: Any, values: np.ndarray) -> None:
     assert np.asarray(got.max).dtype.kind == values.dtype.kind or np.isscalar(got.max)
 
 
-@pytest.mark.parametrize(
+EACH = pytest.mark.parametrize(
     ("name", "axis"), [(name, axis) for name, (*_, axes) in FIELDS.items() for axis in axes]
 )
+
+
+@EACH
 def test_they_are_those_of_all_values_at_once(store: rs.Store, name: str, axis: Any) -> None:
     assert_stats(store[name].stats(axis), all_of(SAMPLES, name, axis))
     some = [3, 29, 3, -1]
@@ -116,6 +119,73 @@ def test_no_values_have_no_mean(store: rs.Store) -> None:
         assert (stats.count, stats.sum) == (0, 0)
         assert np.isnan([stats.mean, stats.std, stats.min, stats.max]).all()
     assert np.isnan(nothing["dense"].stats(()).min).all()
+
+
+# Distributions
+
+
+@EACH
+def test_quantiles_of_few_values_are_numpys(store: rs.Store, name: str, axis: Any) -> None:
+    values, q = all_of(SAMPLES, name, axis), [0, 0.1, 0.5, 1]
+    got = store[name].quantiles(q, axis, error=1 / (len(values) + 1))
+    want = np.quantile(values.astype("f8"), q, axis=0, method="inverted_cdf")
+    np.testing.assert_array_equal(got, want)
+    assert got.shape == (4, *values.shape[1:])
+    one = store[name].quantiles(0.5, axis, error=1 / (len(values) + 1))
+    np.testing.assert_array_equal(one, want[2])
+    assert isinstance(one, float) == (values.ndim == 1)
+
+
+@EACH
+def test_histograms_are_numpys(store: rs.Store, name: str, axis: Any) -> None:
+    values, edges = all_of(SAMPLES, name, axis), [0, 1, 7, 7, 50, 99]
+    got = store[name].histogram(edges, axis)
+    assert got.shape == (*values.shape[1:], 5) and got.dtype == np.int64
+    for place in np.ndindex(values.shape[1:]):
+        column = values[(slice(None), *place)].astype("f8")
+        np.testing.assert_array_equal(got[place], np.histogram(column, edges)[0])
+
+
+def test_quantiles_of_many_values_are_as_near_as_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_BLOCK_BYTES", 2**12)
+    rng = np.random.default_rng(0)
+    samples = [rng.standard_normal((int(n), 2)) for n in rng.integers(0, 900, 60)]
+    values, q = np.concatenate(samples), np.linspace(0, 1, 21)
+    with rs.create(tmp_path / "s", {"x": rs.Field("f8", (None, 2))}) as store:
+        with store.writer() as writer:
+            writer.extend({"x": sample} for sample in samples)
+        got = store["x"].quantiles(q, 0, error=0.02)
+    for group in range(2):
+        ranks = np.searchsorted(np.sort(values[:, group]), got[:, group], "right") / len(values)
+        assert (np.abs(ranks - q) <= 0.02 + 1 / len(values)).all()
+
+
+def test_nan_makes_quantiles_nan_or_is_skipped_and_is_in_no_bin(tmp_path: Path) -> None:
+    with rs.create(tmp_path / "s", {"x": rs.Field("f4", (None, 2))}) as store:
+        with store.writer() as writer:
+            writer.append({"x": np.array([[1, np.nan], [3, 4]], "f4")})
+        np.testing.assert_array_equal(store["x"].quantiles(1, 0), [3, np.nan])
+        np.testing.assert_array_equal(store["x"].quantiles(1, 0, skipna=True), [3, 4])
+        assert store["x"].histogram([0, 2, 9], 0).tolist() == [[1, 1], [0, 1]]
+        nothing = store.select([])["x"]
+        assert np.isnan(nothing.quantiles([0.5], 0)).all()
+        assert nothing.histogram([0, 1], 0).tolist() == [[0], [0]]
+
+
+def test_what_has_no_distribution_is_refused(store: rs.Store) -> None:
+    for q in ([1.5], [-0.1], ["a"], [np.nan], [[1], [1, 2]]):
+        with pytest.raises(rs.UsageError):
+            store["mel"].quantiles(q, 0)
+    for error in (0, 1, np.nan, "x"):
+        with pytest.raises(rs.UsageError):
+            store["mel"].quantiles(0.5, 0, error=error)
+    for edges in ([1], [2, 1], 3, ["a", "b"], [[1], [1, 2]]):
+        with pytest.raises(rs.UsageError, match="edges"):
+            store["mel"].histogram(edges, 0)
+    with pytest.raises(rs.UsageError, match="ragged"):
+        store["mel"].histogram([0, 1], 1)
 
 
 def test_sums_are_plain_and_exact(tmp_path: Any) -> None:

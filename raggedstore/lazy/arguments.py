@@ -13,7 +13,6 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 from dask.utils import SerializableLock
 
 from raggedstore.errors import UsageError
@@ -26,7 +25,6 @@ __all__ = [
     "data_type",
     "lock_given",
     "number",
-    "numbers",
     "sizes",
 ]
 
@@ -71,14 +69,6 @@ def number(given: Any, what: str) -> float:
         return float(given)
     except (TypeError, ValueError):
         raise UsageError(f"{what}={given!r}: give a number") from None
-
-
-def numbers(given: Any, what: str) -> npt.NDArray[np.float64]:
-    """float64 array of any shape; UsageError where it is none of numbers."""
-    try:
-        return np.asarray(given, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{what}={given!r}: give a number or an array of them; {error}") from None
 
 
 @contextmanager

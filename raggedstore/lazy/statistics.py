@@ -22,8 +22,9 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore.distribution import counts_of, edges_of, ranks_of
 from raggedstore.errors import UsageError
-from raggedstore.lazy.arguments import axis_number, number, numbers
+from raggedstore.lazy.arguments import axis_number, number
 from raggedstore.lazy.sources import adapt
 from raggedstore.moments import Spread, check_real
 from raggedstore.sketch import Sketch, capacity_for
@@ -266,14 +267,8 @@ def histogram(x: Any, edges: npt.ArrayLike, axis: Axis = None) -> da.Array:
     (..., n) int64 lazy array, of the axes that are left and the bins.
     """
     x, axes = _checked(x, axis, False, "histogram", real=True)
-    try:
-        bounds = np.asarray(edges)
-    except ValueError:  # of lists of different lengths
-        raise UsageError(f"edges are two numbers or more, ascending; got {edges!r}") from None
-    check_real(bounds.dtype, "edges")
-    if bounds.ndim != 1 or len(bounds) < 2 or not (np.diff(bounds) >= 0).all():
-        raise UsageError(f"edges are two numbers or more, ascending; got {edges!r}")
-    reduced = _tree(x, axes, functools.partial(_counts, edges=bounds), np.add)
+    bounds = edges_of(edges)
+    reduced = _tree(x, axes, functools.partial(counts_of, edges=bounds), np.add)
     return reduced.map_blocks(
         _shown_counts,
         dtype=np.int64,
@@ -281,21 +276,6 @@ def histogram(x: Any, edges: npt.ArrayLike, axis: Axis = None) -> da.Array:
         chunks=(*reduced.chunks, (len(bounds) - 1,)),
         meta=np.empty((0,) * (reduced.ndim + 1), np.int64),
     )
-
-
-def _counts(values: Any, edges: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """(groups, bins) of (groups, n) values."""
-    if len(values) == 1:
-        plain = np.ma.compressed(values) if np.ma.isMaskedArray(values) else values
-        return np.histogram(plain, edges)[0].astype(np.int64)[None]
-    bins = len(edges) - 1
-    data = np.ma.getdata(values)
-    place = np.searchsorted(edges, data, "right") - 1
-    place[data == edges[-1]] = bins - 1
-    inside = (place >= 0) & (place < bins) & ~np.ma.getmaskarray(values)
-    place += np.arange(len(data))[:, None] * bins
-    counts = np.bincount(place[inside], minlength=len(data) * bins)
-    return counts.reshape(len(data), bins)
 
 
 def _shown_counts(part: dict[str, Any]) -> npt.NDArray[np.int64]:
@@ -336,12 +316,7 @@ def quantiles(
     float64 lazy array of the shape of `q` and then of the axes that are left.
     """
     x, axes = _checked(x, axis, skipna, "quantiles", real=True)
-    wanted = numbers(q, "q")
-    if not ((wanted >= 0) & (wanted <= 1)).all():
-        raise UsageError(f"quantiles are asked for from 0 to 1, got {q!r}")
-    error = number(error, "error")
-    if not 0 < error < 1:
-        raise UsageError(f"error is a fraction between 0 and 1, got {error}")
+    wanted, error = ranks_of(q, error)
     along = math.prod(x.shape[i] for i in axes)
     if math.isnan(along):  # of an array that a mask was applied to
         along = _MANY
