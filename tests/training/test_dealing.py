@@ -30,6 +30,7 @@ from raggedstore.training import (
     Weighted,
     Windowed,
 )
+from tests.training.epochs import handed_over
 
 COUNT = 157
 ORDERS = [
@@ -101,18 +102,9 @@ def plain(batch: Any) -> Any:
 
 
 def run(loader: Loader, workers: int = 1) -> list[Any]:
-    """One epoch as `workers` torch workers would hand it over: in turn, until one has no more."""
-    if workers == 1:
-        return [plain(batch) for batch in loader]
-    hands = [copy.copy(loader).iterate(w, workers) for w in range(workers)]
-    out: list[Any] = []
-    try:
-        while True:
-            for hand in hands:
-                out.append(plain(next(hand)))
-    except StopIteration:
-        assert all(next(hand, None) is None for hand in hands)
-    return out
+    """One epoch, by itself or as workers hand it over."""
+    made = loader if workers == 1 else handed_over(loader, workers)
+    return [plain(batch) for batch in made]
 
 
 def ids(batches: list[Any]) -> Counter[int]:

@@ -23,6 +23,7 @@ import raggedstore as rs
 from raggedstore.samples import Samples
 from raggedstore.training import FixedSize, Loader, Permuted, Sequential, Shuffled
 from raggedstore.training.ahead import Ahead
+from tests.training.epochs import Between
 
 SCHEMA = {
     "audio": rs.Field(">i2", (None,)),
@@ -196,30 +197,18 @@ def test_batches_of_a_read_are_views_that_do_not_overlap(store: rs.Store) -> Non
     )
 
 
-class Watched(Samples):
+class Watched(Between):
     """Samples that count the bytes read of them, and fail at a given one."""
 
     def __init__(self, base: Samples, fail_at: int | None = None) -> None:
-        self.base, self.fail_at, self.seen = base, fail_at, 0
-
-    @property
-    def schema(self) -> rs.Schema:
-        return self.base.schema
-
-    def __len__(self) -> int:
-        return len(self.base)
+        super().__init__(base)
+        self.fail_at, self.seen = fail_at, 0
 
     def read(self, name: str, positions: Any) -> Any:
         if self.fail_at is not None and self.fail_at in positions:
             raise rs.CorruptionError("made to fail")
         self.seen += len(positions)
-        return self.base.read(name, positions)
-
-    def read_shapes(self, name: str, positions: Any) -> Any:
-        return self.base.read_shapes(name, positions)
-
-    def read_windows(self, name: str, positions: Any, starts: Any, stops: Any) -> Any:
-        raise NotImplementedError
+        return super().read(name, positions)
 
 
 def test_windows_too_large_for_memory_are_read_in_parts_in_the_same_order(tmp_path: Path) -> None:

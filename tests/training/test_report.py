@@ -38,6 +38,7 @@ from raggedstore.training import (
     Windowed,
 )
 from raggedstore.training.report import Quarantined, peak_memory
+from tests.training.epochs import Between
 
 COUNT = 83
 ORDERS = [Sequential(), Permuted(3), Shuffled(3, window=6000), Shuffled(3, window=900)]
@@ -66,34 +67,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> rs.Store:
     return rs.open(store.path)
 
 
-class Damaged(Samples):
+class Damaged(Between):
     """Samples of which some cannot be read: `bad` has a field's name to their positions."""
 
     def __init__(self, base: Samples, bad: dict[str, set[int]]) -> None:
-        self.base, self.bad, self.asked = base, bad, 0
-
-    @property
-    def schema(self) -> rs.Schema:
-        return self.base.schema
-
-    def __len__(self) -> int:
-        return len(self.base)
+        super().__init__(base)
+        self.bad, self.asked = bad, 0
 
     def read(self, name: str, positions: Any) -> Any:
         self.asked += 1
         if self.bad.get(name, set()) & set(positions.tolist()):
             raise rs.CorruptionError(f"made to fail in {name}")
-        return self.base.read(name, positions)
-
-    def read_shapes(self, name: str, positions: Any) -> Any:
-        return self.base.read_shapes(name, positions)
+        return super().read(name, positions)
 
     def read_windows(self, name: str, positions: Any, starts: Any, stops: Any) -> Any:
         lengths = self.base.read_shapes(name, positions)[:, 0]
         touched = np.minimum(starts, lengths) < np.minimum(stops, lengths)
         if self.bad.get(name, set()) & set(positions[touched].tolist()):
             raise rs.StorageError(f"made to fail in {name}")
-        return self.base.read_windows(name, positions, starts, stops)
+        return super().read_windows(name, positions, starts, stops)
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ import raggedstore as rs
 from raggedstore.samples import Samples
 from raggedstore.training import sizes
 from raggedstore.training.sizes import Dims, Measures, Sizes, probes
+from tests.training.epochs import Between
 
 COUNT = 300
 FIELDS = {
@@ -130,18 +131,12 @@ def test_probes_are_from_all_over(samples: int) -> None:
         assert np.diff(found).max(initial=0) <= max(samples // 60, 1)
 
 
-class Counted(Samples):
+class Counted(Between):
     """Samples that count how many shapes are read of them."""
 
     def __init__(self, base: Samples) -> None:
-        self.base, self.read_of = base, 0
-
-    @property
-    def schema(self) -> rs.Schema:
-        return self.base.schema
-
-    def __len__(self) -> int:
-        return len(self.base)
+        super().__init__(base)
+        self.read_of = 0
 
     def read(self, name: str, positions: Any) -> Any:
         raise AssertionError("no data should be read")

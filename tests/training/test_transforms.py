@@ -42,6 +42,7 @@ from raggedstore.training import (
     Weighted,
     Windowed,
 )
+from tests.training.epochs import handed_over
 
 SCHEMA = {
     "audio": rs.Field(">i2", (None,)),
@@ -105,19 +106,9 @@ def plain(value: Any) -> Any:
 
 
 def run(loader: Loader, workers: int = 1) -> list[Any]:
-    """One epoch, as `workers` processes of one loader would hand it over in turn."""
-    if workers == 1:
-        return [plain(batch) for batch in loader]
-    hands = [copy.copy(loader).iterate(w, workers) for w in range(workers)]
-    out: list[Any] = []
-    try:
-        while True:
-            for hand in hands:
-                out.append(plain(next(hand)))
-    except StopIteration:
-        for hand in hands:
-            hand.close()  # type: ignore[attr-defined]
-        return out
+    """One epoch, by itself or as workers hand it over."""
+    made = loader if workers == 1 else handed_over(loader, workers)
+    return [plain(batch) for batch in made]
 
 
 def untouched(sample: dict[str, Any]) -> dict[str, Any]:
