@@ -32,6 +32,7 @@ from raggedstore.lazy.windows import (
     Values,
     group_chunks,
     source_of,
+    unique_token,
 )
 from raggedstore.units import parse_bytes
 
@@ -124,7 +125,10 @@ def _in_bands(source: Source, factor: Values, tile: int, bands: int) -> da.Array
     row = max(1, source.dtype.itemsize * source.shape[1])
     unit = 1 if source.unit is None else min(source.unit[0], rows)
     size = max(1, min(-(-rows // bands), band // row) // unit) * unit
-    product, matrix, vector = dask.delayed(_product), dask.delayed(source), dask.delayed(factor)
+    # By names of their own: else Dask would pickle both to make up some.
+    matrix = dask.delayed(source, name=f"matrix-{source.token}", traverse=False)
+    vector = dask.delayed(factor, name=unique_token("factor"), traverse=False)
+    product = dask.delayed(_product)
     dtype = np.result_type(source.dtype, factor.dtype)
     parts = [
         da.from_delayed(

@@ -136,9 +136,9 @@ def _spread_of_block(
     return {"shape": shape, "summary": Spread.of(block, along)}
 
 
-def _shown_spread(part: dict[str, Any], what: Callable[[Spread], Any]) -> npt.NDArray[np.float64]:
-    shown: npt.NDArray[np.float64] = np.asarray(what(part["summary"])).reshape(part["shape"])
-    return shown
+def _shown_spread(part: dict[str, Any], what: Callable[[Spread], Any]) -> Any:
+    shown = np.asarray(what(part["summary"])).reshape(part["shape"])
+    return shown[()]  # a number, where it is one
 
 
 def _mean_of(spread: Spread) -> Any:
@@ -340,10 +340,10 @@ def _sketch(values: Any, capacity: int) -> Sketch:
     return Sketch.of(np.ma.getdata(values), capacity, absent)
 
 
-def _shown_quantiles(part: dict[str, Any], q: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _shown_quantiles(part: dict[str, Any], q: npt.NDArray[np.float64]) -> Any:
     shape = part["shape"]
     values = part["summary"].quantiles(q).reshape((*shape, *q.shape))
-    return np.moveaxis(values, range(len(shape)), range(q.ndim, q.ndim + len(shape)))
+    return np.moveaxis(values, range(len(shape)), range(q.ndim, q.ndim + len(shape)))[()]
 
 
 # What they have in common

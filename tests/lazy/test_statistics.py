@@ -297,3 +297,11 @@ def test_quantiles_are_asked_for_from_0_to_1() -> None:
     for q, error in ((1.1, 0.1), (-0.1, 0.1), (np.nan, 0.1), (0.5, 0), (0.5, 1)):
         with pytest.raises(rs.UsageError):
             lazy.quantiles(np.arange(3), q, error=error)
+
+
+@pytest.mark.parametrize("blocks", [(5, 7), (2, 3)])
+@pytest.mark.parametrize("what", ["mean", "std", "var", "min", "max", "sum", "count", "quantiles"])
+def test_one_number_is_a_number(what: str, blocks: tuple[int, int]) -> None:
+    x = lazy.adapt(np.arange(35.0).reshape(5, 7), chunks=blocks)
+    found = getattr(lazy, what)(x, *([0.5] if what == "quantiles" else [])).compute()
+    assert isinstance(found, np.generic) and f"{found:.1f}"
