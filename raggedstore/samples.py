@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -310,14 +311,20 @@ class FieldView:
         indices
             (k,) which samples.
         starts, stops
-            (k,) the rows of each, as in a slice without negative bounds: cut to its length.
+            (k,) the rows of each, or an int for all of them, as in a slice without negative
+            bounds: cut to the sample's length.
+
+        Raises
+        ------
+        OutOfRangeError, KeyTypeError
+            An index is none.
+        UsageError
+            A start or a stop is none, or the field has nothing to crop.
         """
         if not self.field.is_ragged or self.field.kind == "str":
             raise UsageError(f"field {self.name!r} has no ragged dimension to crop")
         positions = as_positions(indices, len(self))
-        low, high = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
-        if low.shape != positions.shape or high.shape != positions.shape or (low < 0).any():
-            raise UsageError("starts and stops hold one non-negative int for each index")
+        low, high = _ends(starts, positions, "starts"), _ends(stops, positions, "stops")
         return self._samples.read_windows(self.name, positions, low, high)
 
     def stats(self, axis: int | tuple[int, ...] | None = None, *, skipna: bool = False) -> Stats:
@@ -408,6 +415,21 @@ class FieldView:
             self._samples, self.name, axes, wanted, error, skipna=skipna
         )
         return found if found.shape else float(found)
+
+
+def _ends(given: Any, positions: Positions, what: str) -> Positions:
+    """(k,) where windows of the samples at (k,) `positions` begin or end."""
+    try:
+        ends = np.asarray(given)
+    except ValueError:  # of lists of different lengths
+        ends = np.empty(0, object)
+    ints = ends.dtype.kind in "iu" or ends.shape == (0,) == positions.shape
+    if not ints or ends.shape not in ((), positions.shape) or (ends < 0).any():
+        raise UsageError(
+            f"{what} is a non-negative int, or one for each of {len(positions)} indices, not "
+            f"{reprlib.repr(given)}"
+        )
+    return np.broadcast_to(np.minimum(ends, 2**63 - 1).astype(np.int64), positions.shape)
 
 
 class Selection(Samples):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,10 +89,22 @@ def test_a_crop_is_a_slice_of_each_sample(store: rs.Store) -> None:
 
     for got, (i, a, b) in zip(crop, [(2, 0, 1), (5, 1, 9), (2, 1, 1)], strict=True):
         np.testing.assert_array_equal(got, SAMPLES[i]["grid"][a:b])
-    with pytest.raises(rs.UsageError):
-        store["grid"].crop([2], starts=[-1], stops=[1])
+    for got, i in zip(store["grid"].crop([2, 5], 1, 3), [2, 5], strict=True):
+        np.testing.assert_array_equal(got, SAMPLES[i]["grid"][1:3])
+    assert len(store["grid"].crop([], [], [])) == len(store["grid"].crop([], 0, 5)) == 0
+    far = store["grid"].crop([2], 0, np.array([2**64 - 1], np.uint64))
+    np.testing.assert_array_equal(far[0], SAMPLES[2]["grid"])
     with pytest.raises(IndexError):
         store["grid"].crop([40], starts=[0], stops=[1])
+
+
+@pytest.mark.parametrize(
+    "end", [[-1], -1, [0.5], 0.5, ["1"], None, [None], [2**70], [1, 2], [[1]], [[1], [1, 2]], [1j]]
+)
+def test_where_no_crop_can_begin_or_end_is_refused(store: rs.Store, end: Any) -> None:
+    for ends in ((end, [3]), ([3], end)):
+        with pytest.raises(rs.UsageError, match=r"(starts|stops) is"):
+            store["grid"].crop([2], *ends)
 
 
 @FIXTURE
