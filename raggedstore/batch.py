@@ -74,8 +74,11 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         offsets: npt.ArrayLike,
         shapes: npt.ArrayLike | None = None,
     ) -> None:
-        array = np.asarray(values)
-        where = np.asarray(offsets)
+        try:
+            array, where = np.asarray(values), np.asarray(offsets)
+            shape_rows = None if shapes is None else np.asarray(shapes)
+        except ValueError as error:  # of lists of different lengths
+            raise SampleError(f"values, offsets and shapes must be arrays: {error}") from None
         if where.ndim != 1 or len(where) < 1 or where.dtype.kind not in "iu":
             raise SampleError("offsets must be n + 1 integers, the first of them 0")
         where = where.astype(np.int64)
@@ -86,16 +89,18 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
                 f"offsets must rise from 0 to the {len(array)} values, "
                 f"got {where[0]} to {where[-1]}"
             )
-        if shapes is None:
+        if shape_rows is None:
             tail = np.array(array.shape[1:], np.int64)
             shape_rows = np.empty((len(where) - 1, array.ndim), np.int64)
             shape_rows[:, 0] = np.diff(where)
             shape_rows[:, 1:] = tail
             where = where * int(np.prod(tail))
         else:
-            shape_rows = np.asarray(shapes, np.int64)
             if array.ndim != 1 or shape_rows.ndim != 2 or len(shape_rows) != len(where) - 1:
                 raise SampleError("with shapes (n, d), values must be flat and offsets n + 1")
+            if shape_rows.size and shape_rows.dtype.kind not in "iu":
+                raise SampleError(f"shapes must be integers, not {shape_rows.dtype}")
+            shape_rows = shape_rows.astype(np.int64)
             if (shape_rows < 0).any() or (shape_rows.prod(axis=1) != np.diff(where)).any():
                 raise SampleError("shapes do not multiply to the number of values between offsets")
         self.values = array.reshape(-1)

@@ -104,6 +104,10 @@ def test_rows_of_a_two_dimensional_array_make_two_dimensional_samples() -> None:
         (np.arange(3), [0, 3], [[2]]),
         (np.arange(3), [0, 3], [[-1, -3]]),
         (np.arange(3), [0, 3], [[3], [0]]),
+        ([1, 2, 3], [[0], [1, 3]]),
+        ([1, 2, 3], [0, 3], [[3.2]]),
+        ([1, 2, 3], [0, 3], [["3"]]),
+        ([1, 2, 3], [0, 3], [[1], [1, 2]]),
     ],
 )
 def test_parts_that_do_not_agree_are_refused(arguments: Any) -> None:
