@@ -24,7 +24,7 @@ from raggedstore.errors import ConflictError, SampleError, SchemaError, UsageErr
 from raggedstore.interop import audio, image, text
 from raggedstore.interop.scan import Skipped, SourceFile, Unreadable, find_files
 from raggedstore.schema import Field
-from raggedstore.store.files import storage_errors
+from raggedstore.store.files import is_there, storage_errors
 from raggedstore.units import parse_bytes
 
 __all__ = ["KINDS", "ImportReport", "Watcher", "import_folder"]
@@ -207,7 +207,7 @@ def _existing(target: Path, *, append: bool) -> Any:
     import raggedstore as rs
 
     with storage_errors(target, "be looked at"):
-        if not os.path.lexists(target) or _is_unborn(target):
+        if not is_there(target) or _is_unborn(target):
             return None
     if not append:
         raise ConflictError(f"{target} exists already; to add to it, append (--append)")

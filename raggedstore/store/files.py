@@ -23,6 +23,7 @@ __all__ = [
     "NO_LINKS",
     "TEMPORARY",
     "appearing",
+    "is_there",
     "lock_exclusive",
     "lock_file",
     "lock_shared",
@@ -51,6 +52,16 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         raise StorageError(
             error.errno or 0, f"{path}: could not {doing}: {error.strerror}"
         ) from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name; a link counts, wherever it leads."""
+    with storage_errors(path, "be looked for"):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def sync_file(path: Path) -> None:
@@ -198,7 +209,7 @@ def appearing(target: Path, *, replace: bool = False) -> Iterator[Path]:
     ConflictError
         There is something already.
     """
-    if not replace and os.path.lexists(target):
+    if not replace and is_there(target):
         raise ConflictError(f"{target} exists already")
     temporary = target.with_name(f"{TEMPORARY}{os.urandom(6).hex()}-{target.name}")
     try:

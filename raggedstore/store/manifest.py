@@ -303,28 +303,19 @@ def newest_version(root: Path, hint: int | None = None) -> int:
 
 def is_unpassed(root: Path, version: int) -> bool:
     """Whether `version` is there, and no version after it was ever removed."""
-    return not _is_there(mark_of(root, version)) and _is_there(path_of(root, version))
+    return not files.is_there(mark_of(root, version)) and files.is_there(path_of(root, version))
 
 
 def _climb(root: Path, version: int) -> int:
     """A version from `version` upwards that no other follows, found in few steps."""
     step = 1
     while step:
-        if _is_there(path_of(root, version + step)):
+        if files.is_there(path_of(root, version + step)):
             version += step
             step *= 2
         else:
             step //= 2
     return version
-
-
-def _is_there(path: Path) -> bool:
-    with files.storage_errors(path, "be looked for"):
-        try:
-            os.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
 
 
 def newest(root: Path, hint: int | None = None) -> Manifest:

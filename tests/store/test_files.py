@@ -104,3 +104,21 @@ def test_a_disk_that_refuses_to_say_what_is_to_be_removed_hides_no_error(
         monkeypatch.setattr(os, "stat", refuse)
     monkeypatch.undo()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_does_not_say_whether_a_name_is_taken_is_not_taken_for_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert files.is_there(tmp_path / "file") and files.is_there(tmp_path / "link")
+    assert not files.is_there(tmp_path / "none") and not files.is_there(tmp_path / "file" / "x")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    with pytest.raises(rs.StorageError, match=r"none: could not be looked for: Input/output"):
+        files.is_there(tmp_path / "none")
+    with pytest.raises(rs.StorageError), files.appearing(tmp_path / "none"):
+        raise AssertionError("entered")
