@@ -10,6 +10,7 @@ and is seen as rows of all groups.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +44,7 @@ Axes = tuple[int, ...]
 
 _BLOCK_BYTES = 2**24
 _SORTED_VALUES = 2**20  # in a block whose groups do not lie side by side: an index takes 8 bytes
+_SHAPES = 2**17  # samples whose shapes are looked at together
 _CONSTANT = 1e-12  # of the mean: a deviation below is what rounding left of none
 
 
@@ -95,10 +97,14 @@ def axes_of(field: Field, name: str, axis: int | tuple[int, ...] | None) -> Axes
     check_real(field.dtype, f"statistics of field {name!r}")
     if axis is None:
         return tuple(range(field.ndim))
-    numbers = [one + field.ndim if one < 0 else one for one in np.atleast_1d(axis).tolist()]
+    try:
+        given = [operator.index(one) for one in np.atleast_1d(axis).tolist()]
+    except (TypeError, ValueError):
+        raise UsageError(f"axis={axis!r}: axes are given by their numbers, ints") from None
+    numbers = [one + field.ndim if one < 0 else one for one in given]
     if any(not 0 <= one < field.ndim for one in numbers):
         raise UsageError(f"axis={axis!r} of field {name!r}, whose samples are {field.shape}")
-    axes = tuple(sorted({int(one) for one in numbers}))
+    axes = tuple(sorted({*numbers}))
     if None in groups_of(field, axes):
         raise UsageError(
             f"field {name!r}: axis={axis!r} of samples {field.shape} leaves a ragged dimension"
@@ -147,10 +153,11 @@ def quantiles_of(
     field = samples.schema[name]
     groups = groups_of(field, axes)
     everything, total = np.arange(len(samples)), math.prod(groups)
-    count = sum(
-        int(samples.read_shapes(name, block).prod(axis=1).sum()) // max(total, 1)
-        for block in samples.select(fields=[name]).blocks(everything)
+    sizes = (
+        samples.read_shapes(name, everything[first : first + _SHAPES]).prod(axis=1)
+        for first in range(0, len(everything), _SHAPES)
     )
+    count = sum(int(some.sum()) for some in sizes) // max(total, 1)
     sketch = Sketch.of(np.empty((total, 0), field.dtype), capacity_for(error, max(count, 1)))
     for column in _columns(samples, name, everything, axes):
         rows = _rows_of(column, field, axes)

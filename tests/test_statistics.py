@@ -212,6 +212,9 @@ def test_what_has_no_statistics_is_refused(store: rs.Store, tmp_path: Any) -> No
             store[name].stats(axis)
     with pytest.raises(rs.UsageError, match="axis=2"):
         store["mel"].stats(2)
+    for axis in ("x", 0.5, [[0], [0, 1]], {}, (0, "x")):
+        with pytest.raises(rs.UsageError, match="axis="):
+            store["dense"].stats(axis)
     schema = {"text": rs.Field("str"), "wave": rs.Field("c8", (None,))}
     with rs.create(tmp_path / "other", schema) as other:
         for name in schema:

@@ -116,20 +116,21 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
 
 def _in_bands(source: Source, factor: Values, tile: int, bands: int) -> da.Array:
     """The product of what a source reads and an array in memory."""
+    rows, dtype = source.shape[0], np.result_type(source.dtype, factor.dtype)
+    if 0 in source.shape:
+        return da.zeros((rows, *factor.shape[1:]), dtype=dtype)
     band = _BAND
     # Else NumPy would make a copy first.
     by_blas = source.mapped and source.dtype == factor.dtype and source.dtype.char in "fdFD"
     if by_blas:
         tile, band, bands = _MAPPED, _MAPPED, 1
-    rows = source.shape[0]
-    row = max(1, source.dtype.itemsize * source.shape[1])
+    row = source.dtype.itemsize * source.shape[1]
     unit = 1 if source.unit is None else min(source.unit[0], rows)
     size = max(1, min(-(-rows // bands), band // row) // unit) * unit
     # By names of their own: else Dask would pickle both to make up some.
     matrix = dask.delayed(source, name=f"matrix-{source.token}", traverse=False)
     vector = dask.delayed(factor, name=unique_token("factor"), traverse=False)
     product = dask.delayed(_product)
-    dtype = np.result_type(source.dtype, factor.dtype)
     parts = [
         da.from_delayed(
             product(matrix, first, min(first + size, rows), vector, tile, by_blas),
@@ -138,8 +139,7 @@ def _in_bands(source: Source, factor: Values, tile: int, bands: int) -> da.Array
         )
         for first in range(0, rows, size)
     ]
-    none = da.zeros((0, *factor.shape[1:]), dtype=dtype)
-    return da.concatenate(parts) if parts else none
+    return da.concatenate(parts)
 
 
 def _product(
@@ -149,8 +149,6 @@ def _product(
     shape = (stop - first, source.shape[1])
     out = np.zeros((shape[0], *factor.shape[1:]), np.result_type(source.dtype, factor.dtype))
     cuts = group_chunks(shape, source.dtype, source.unit, tile)
-    if 0 in shape:
-        return out
     edges = [list(itertools.pairwise(itertools.accumulate(sizes, initial=0))) for sizes in cuts]
     times: Callable[[Values, Values], Values] = np.matmul
     if factor.ndim == 1 and not by_blas:
