@@ -191,26 +191,19 @@ def _to_file(arrays: Mapping[str, da.Array], path: Path, *, progress: bool) -> N
         raise UsageError(f"{str(path)!r}: no file can be called that")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: could not be written: there is no folder {path.parent}")
-    temporary = path.with_name(f"{files.TEMPORARY}{os.urandom(6).hex()}-{path.name}")
-    file: Any = None
-    try:
+    with files.appearing(path, replace=True) as temporary:
         with _hdf5(path):
             file = tables.open_file(str(temporary), "w", pytables_sys_attrs=False)
-        _fill(file, path, arrays, progress=progress)
-        with _hdf5(path):
-            file.close()
-            check_closed()
-        with hdf5_errors(path), open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        files.rename(temporary, path)
-    except BaseException:
-        with hdf5_lock, suppress(Exception):
-            if file is not None:
+        try:
+            _fill(file, path, arrays, progress=progress)
+            with _hdf5(path):
                 file.close()
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    files.sync_folder(path.parent)
+                check_closed()
+        except BaseException:
+            with hdf5_lock, suppress(Exception):
+                file.close()
+            raise
+        files.sync_file(temporary)
 
 
 @contextmanager

@@ -131,13 +131,18 @@ def hold(stage: Stage, number: int, told: Counter[str]) -> None:
     rng = random.Random(f"{stage.seed} holder {number}")
     while not stage.stop.is_set():
         with opened(stage.path) as store:
-            until = time.monotonic() + 3 * rng.random()
-            while time.monotonic() < until:
-                check_values(store, rng, 3)
-                time.sleep(0.05)
-            check_version(store)
+            look_for_a_while(store, rng)
             told["versions held"] += 1
             told["versions held, and others removed"] += store.versions()[-2:-1] != [store.version]
+
+
+def look_for_a_while(store: rs.Store, rng: random.Random) -> None:
+    """Read some of a version again and again, and at last all of it."""
+    until = time.monotonic() + 3 * rng.random()
+    while time.monotonic() < until:
+        check_values(store, rng, 3)
+        time.sleep(0.05)
+    check_version(store)
 
 
 def read_unlocked(stage: Stage, number: int, told: Counter[str]) -> None:
@@ -147,11 +152,7 @@ def read_unlocked(stage: Stage, number: int, told: Counter[str]) -> None:
         while not stage.stop.is_set():
             try:
                 with opened(stage.path) as store:
-                    until = time.monotonic() + 3 * rng.random()
-                    while time.monotonic() < until:
-                        check_values(store, rng, 3)
-                        time.sleep(0.05)
-                    check_version(store)
+                    look_for_a_while(store, rng)
                     told["versions read without locks"] += 1
             except rs.VersionError as error:
                 if "removed by vacuum" not in str(error) and "has no version" not in str(error):

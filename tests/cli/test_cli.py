@@ -152,27 +152,28 @@ def test_verify_is_content_with_a_whole_store(corpus, run):
     assert json.loads(run("verify", corpus, "--json")[1])["ok"] is True
 
 
+def damage(path):
+    """Flip a bit in the first chunk of audio."""
+    with h5py.File(path) as h5:
+        offset = h5["audio/data"].id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 120] ^= 1
+    path.write_bytes(data)
+
+
 def test_verify_takes_a_single_file(corpus, run, tmp_path):
     file = tmp_path / "one.h5"
     assert run("export", corpus, file)[0] == 0
     status, out, err = run("verify", file)
     assert (status, err) == (0, "") and "no faults in 4 samples" in out
-    with h5py.File(file) as h5:
-        offset = h5["audio/data"].id.get_chunk_info(0).byte_offset
-    data = bytearray(file.read_bytes())
-    data[offset + 120] ^= 1
-    file.write_bytes(data)
+    damage(file)
     status, out, err = run("verify", file)
     assert status == 1 and "fault: segment" in err and str(file) in err
 
 
 def test_verify_names_what_is_damaged_and_ends_with_1(corpus, run):
     segment = max((corpus / "segments").glob("*.h5"), key=lambda p: p.stat().st_mtime_ns)
-    with h5py.File(segment) as h5:
-        offset = h5["audio/data"].id.get_chunk_info(0).byte_offset
-    data = bytearray(segment.read_bytes())
-    data[offset + 120] ^= 1
-    segment.write_bytes(data)
+    damage(segment)
     status, out, err = run("verify", corpus)
     assert status == 1 and "fault" in out
     assert all(line.startswith("raggedstore: fault: ") for line in err.splitlines())

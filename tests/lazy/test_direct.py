@@ -148,18 +148,24 @@ def test_a_file_cut_short_while_it_is_open_is_an_error_that_names_file_and_datas
             assert array[:20, :7].compute().shape == (20, 7)
 
 
-def test_a_chunk_that_cannot_be_decoded_is_an_error_that_names_file_and_dataset(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as made:
-        made.create_dataset("x", data=np.arange(9000.0), chunks=(3000,), compression="gzip")
+def adapted_and_damaged(path: Path) -> Any:
+    """The lazy array of a file's dataset "x", whose second chunk was overwritten since."""
     with h5py.File(path, "r") as opened:
         array = lazy.adapt(opened["x"])
         info = opened["x"].id.get_chunk_info(1)
     with open(path, "r+b") as raw:
         raw.seek(info.byte_offset)
         raw.write(b"\0" * 40)
+    return array
+
+
+def test_a_chunk_that_cannot_be_decoded_is_an_error_that_names_file_and_dataset(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as made:
+        made.create_dataset("x", data=np.arange(9000.0), chunks=(3000,), compression="gzip")
+    array = adapted_and_damaged(path)
     with pytest.raises(rs.CorruptionError, match=rf"^{path}:/x: not readable"):
         array.compute()
 
@@ -185,12 +191,7 @@ def test_damage_and_other_files_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as made:
         made.create_dataset("x", data=np.arange(9000.0), chunks=(3000,), **FILTERS["blosc2"])
-    with h5py.File(path, "r") as opened:
-        array = lazy.adapt(opened["x"])
-        info = opened["x"].id.get_chunk_info(1)
-    with open(path, "r+b") as raw:
-        raw.seek(info.byte_offset)
-        raw.write(b"\0" * 40)
+    array = adapted_and_damaged(path)
     with pytest.raises(rs.CorruptionError):
         array.compute(scheduler="sync")
     os.truncate(path, 4000)
