@@ -92,8 +92,9 @@ class Spread:
             delta = other.mean - self.mean
             return Spread(
                 count,
-                # Not mean + delta * theirs: that is NaN where one mean is infinite.
-                self.mean * mine + other.mean * theirs,
+                # Not mean + delta * theirs: that is NaN where one mean is infinite. And equal means
+                # stay as they are: what does not vary has no deviation, not even of rounding.
+                np.where(delta == 0, self.mean, self.mean * mine + other.mean * theirs),
                 self.squares + other.squares + delta * delta * self.count * theirs,
             )
 
