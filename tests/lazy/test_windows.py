@@ -309,6 +309,12 @@ def test_one_block_is_read_without_a_graph() -> None:
     np.testing.assert_array_equal(parts[5:8, 110:115].compute(), source.values[5:8, 10:15])
 
 
+def steps(array: np.ndarray) -> list[int]:
+    """Its strides, but those that lead nowhere."""
+    strides = zip(array.strides, array.shape, strict=True)
+    return [step for step, size in strides if size > 1 and array.size]
+
+
 @given(st.data())
 def test_what_is_read_right_here_is_what_a_graph_gives(data: st.DataObject) -> None:
     source, _ = data.draw(sources())
@@ -322,7 +328,7 @@ def test_what_is_read_right_here_is_what_a_graph_gives(data: st.DataObject) -> N
         x = lazy.stack([x, x])[1]
     here, there = x.compute(), x.compute(scheduler="sync")
     assert type(here) is type(there) and here.shape == there.shape and here.dtype == there.dtype
-    assert here.flags.writeable and here.strides == there.strides
+    assert here.flags.writeable and steps(here) == steps(there)
     np.testing.assert_array_equal(np.ma.getmask(here), np.ma.getmask(there))
     np.testing.assert_array_equal(np.ma.getdata(here), np.ma.getdata(there))
 

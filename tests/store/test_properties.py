@@ -1,6 +1,7 @@
 """A store holds what a list of samples holds, whatever the schema, the commits and the index."""
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +93,24 @@ class Store(RuleBasedStateMachine):
     Manifests hold so few segments themselves that most are in lists.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = ExitStack()
+
     @initialize(data=st.data(), direct=st.integers(1, 3))
     def create(self, data: st.DataObject, direct: int) -> None:
-        self.patched = pytest.MonkeyPatch()
-        self.patched.setattr(lists, "DIRECT", direct)
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "store"
+        # Any of these may end the example, a draw too: what was there by then is cleaned up.
+        patched = self.held.enter_context(pytest.MonkeyPatch.context())
+        patched.setattr(lists, "DIRECT", direct)
+        folder = self.held.enter_context(tempfile.TemporaryDirectory())
+        self.path = Path(folder) / "store"
         self.schema = data.draw(strategies.schemas())
-        self.store = rs.create(self.path, self.schema)
-        self.reader = reopen(self.path)
+        self.store = self.held.enter_context(rs.create(self.path, self.schema))
+        self.reader = self.held.enter_context(reopen(self.path))
         self.versions: dict[int, list[Any]] = {0: []}
 
     def teardown(self) -> None:
-        if hasattr(self, "folder"):
-            self.patched.undo()
-            self.store.close()
-            self.reader.close()
-            self.folder.cleanup()
+        self.held.close()
 
     @property
     def samples(self) -> list[Any]:
