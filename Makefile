@@ -72,7 +72,7 @@ $(INSTALLED_TORCH): pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	@touch $@
 
-$(INSTALLED): pyproject.toml $(INSTALLED_TORCH)
+$(INSTALLED): pyproject.toml raggedstore/_kernel.c $(INSTALLED_TORCH)
 	$(PIP) install --quiet --editable '.[test,lint]'
 	@touch $@
 
@@ -85,5 +85,5 @@ $(INSTALLED_BENCH): pyproject.toml $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) demo/out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis raggedstore/*.so
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
 
@@ -437,6 +438,8 @@ def copy_ranges(
     offsets
         (n + 1,) `offsets_of` their lengths.
     """
+    if kernel.copy_rows([values], None, starts, stops - starts, offsets[:-1], out):
+        return
     copy = _copy_tiny if len(out) < _TINY * len(starts) else _copy_long
     copy(values, starts, stops, offsets, out)
 

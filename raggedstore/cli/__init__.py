@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from raggedstore import __version__
+from raggedstore import __version__, kernel
 from raggedstore.cli.bench import bench
 from raggedstore.cli.importing import import_command
 from raggedstore.cli.keeping import compact, export, log, repair, vacuum, verify
@@ -25,7 +25,10 @@ __all__ = ["cli", "main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(
+    f"{__version__}, {'with' if kernel.is_there() else 'without'} its compiled kernel",
+    message="%(prog)s %(version)s",
+)
 def cli() -> None:
     """Variable-length samples on disk: import, look at, check and keep stores.
 

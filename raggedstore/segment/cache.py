@@ -1,12 +1,14 @@
 """Decoded chunks, least recently used dropped first, never more bytes than the budget.
 
-Which chunks are worth their place? Samples read at random from a store much larger than the
-budget touch a little of many chunks, and would be slowed by decoding each whole, only for it to be
-dropped again; samples read over and over want nothing else. `ChunkCache.rent` settles it as one
-settles whether to rent or to buy: blocks of a chunk are decoded and forgotten until that has cost
-as much as decoding the chunk whole, which is then done and kept. It never costs more than twice
-what knowing the future would. While the cache has room, and nothing need be dropped for it, a
-quarter of that is enough. Side columns are not bought at their first read, which is that of a plan:
+Which chunks are worth their place? Samples read at random from a store much larger than the budget
+touch a little of many chunks, and would be slowed by decoding each whole, only for it to be dropped
+again; samples read over and over want nothing else. `ChunkCache.rent` settles it as one settles
+whether to rent or to buy: blocks of a chunk are decoded and forgotten until that has cost as much
+as decoding the chunk whole, which is then done and kept. It never costs more than twice what
+knowing the future would. While the cache has room, and nothing need be dropped for it, a quarter of
+that is enough. Where blocks go from the file to their places by the compiled kernel, to hold a
+chunk costs several times what its blocks do, since memory for it must be found and cleared: such
+readers are more patient. Side columns are not bought at their first read, which is that of a plan:
 it takes some of every chunk, and a loop waits for it.
 """
 
@@ -101,16 +103,21 @@ class ChunkCache:
         with self._lock:
             self._pending.pop(key, None)
 
-    def rent(self, key: Any, nbytes: int, whole: int, *, first: bool = False) -> bool:
+    def rent(
+        self, key: Any, nbytes: int, whole: int, *, first: bool = False, patience: int = 1
+    ) -> bool:
         """Whether to decode `nbytes` of a chunk of `whole` bytes, and not to hold it whole.
 
-        With `first` it is so the first time, whatever it costs.
+        With `first` it is so the first time, whatever it costs. `patience` is how many times as
+        dear as its blocks' decoding it is to hold a chunk.
         """
         if whole > self.budget:
             return True
         with self._lock:
             before = self._rented.pop(key, 0)
-            paid, most = before + nbytes, whole if self.nbytes + whole > self.budget else whole // 4
+            paid, most = before + nbytes, patience * whole
+            if self.nbytes + whole <= self.budget:
+                most //= 4
             if paid > most and (before or not first):
                 return False
             self._rented[key] = paid

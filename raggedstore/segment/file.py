@@ -136,6 +136,11 @@ class FileBytes:
             raise CorruptionError(f"{self.path}: ends before byte {offset + size}")
         return piece
 
+    @property
+    def source(self) -> Descriptor | memoryview:
+        """What it is read from: a descriptor, or memory."""
+        return self._files.get(self.path) if self._whole is None else self._whole
+
     def borrow(self, offset: int, size: int, scratch: Callable[[int], memoryview]) -> memoryview:
         """As `read`, in memory that `scratch` gives; what is in memory already is not copied."""
         if self._whole is not None:

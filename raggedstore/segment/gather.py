@@ -10,24 +10,30 @@ order. What then happens to a chunk depends on how much of it is wanted:
   the pieces are copied from them
 * most of it, or, over time, as much of it as it holds: it is decoded whole and kept in the cache
 
-All tiny pieces of a chunk are copied in one fancy assignment, so that no Python work is done per
-sample where a batch holds thousands.
+Copies, and blocks from file to place, are the compiled kernel's where there is one: a group of
+blocks that fits the processor's cache is read, checked, decoded and copied from, and then the next.
+Where there is none, all tiny pieces of a chunk are copied in one fancy assignment, so that no
+Python work is done per sample where a batch holds thousands.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.batch import copy_ranges, expand_ranges, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.indexing import stable_order
+from raggedstore.segment import compiled
 
 __all__ = ["ChunkSource", "gather"]
 
@@ -39,11 +45,16 @@ _TINY = 64
 #: Bytes of blocks that are decoded in one call: what Python does for each call is little beside
 #: it then, and there are calls enough to share among threads.
 _JOB = 2**21
+#: Bytes to copy from chunks in the cache that make a task of their own.
+_COPIES = 2**19
 #: A chunk up to this size is kept even when it is wanted whole: a store of many small segments
 #: is made of such, and would decode them again and again.
 _TRIFLE = 2**14
 #: Less than this to decode or copy is not worth another thread.
 _THREADED = 2**17
+
+
+Task = Callable[[], None]
 
 
 class ChunkSource(Protocol):
@@ -62,6 +73,9 @@ class ChunkSource(Protocol):
     def decode_into(self, number: int, out: Bytes) -> None:
         """Decode a chunk into raw bytes of exactly its size, past the cache."""
 
+    def has_blocks(self, number: int) -> bool:
+        """Whether the blocks of a chunk can be told apart."""
+
     def rent(self, number: int, nbytes: int) -> bool:
         """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
 
@@ -70,6 +84,15 @@ class ChunkSource(Protocol):
 
     def scratch(self, nbytes: int) -> Bytes:
         """Memory of this thread's own to decode into, until it asks again."""
+
+    def decode_pieces(
+        self, blocks: Int64s, pieces: compiled.Pieces, out: Bytes, otherwise: Task
+    ) -> Task:
+        """What decodes blocks and copies pieces of them to `out` with the kernel.
+
+        Any number of threads may do it at once, each a part. Where something is wrong, `otherwise`
+        is done instead.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +169,11 @@ def gather(
         keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
     if max(total * source.row_nbytes, len(starts) * source.block_nbytes) <= _THREADED:
         pool = None
-    tiny = total < _TINY * len(keys)
+    if pool is None:
+        threads = 1
+    tiny = total < _TINY * len(keys) and not kernel.is_there()
     if (keys[1:] >= keys[:-1]).all() and (side_by_side or not tiny):
-        run(list(_tasks(pieces, out, source)), pool, threads)
+        run(_tasks(pieces, out, source, threads), pool, threads)
         return
     order = stable_order(keys)
     count = pieces.count[order]
@@ -158,7 +183,7 @@ def gather(
     if tiny:
         rows, place = np.empty((total, *out.shape[1:]), out.dtype), offsets[:-1]
     in_order = _Pieces(pieces.chunk[order], pieces.low[order], count, place)
-    run(list(_tasks(in_order, rows, source)), pool, threads)
+    run(_tasks(in_order, rows, source, threads), pool, threads)
     if tiny and side_by_side:
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
@@ -166,9 +191,6 @@ def gather(
         copy_ranges(rows, offsets[:-1][back], offsets[1:][back], where, out)
     elif tiny:
         out[expand_ranges(pieces.place[order], count)] = rows
-
-
-Task = Callable[[], None]
 
 
 def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> None:
@@ -200,7 +222,7 @@ def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> Non
             raise error
 
 
-def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> Iterator[Task]:
+def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource, threads: int) -> list[Task]:
     """What is to be done, each part independent of the others."""
     chunk = pieces.chunk
     edges = [0, *(np.flatnonzero(chunk[1:] != chunk[:-1]) + 1).tolist(), len(chunk)]
@@ -210,45 +232,68 @@ def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> Itera
     needed = None if plan is None else np.add.reduceat(plan.fresh, edges[:-1]).tolist()
     chunk_nbytes = source.chunk_rows * source.row_nbytes
     whole_blocks = 0 if plan is None else plan.per_chunk
+    by_kernel = kernel.is_there()
+    tasks: list[Task] = []
+    held: list[tuple[int, int, npt.NDArray[Any]]] = []
     job: list[tuple[int, int]] = []
     job_blocks = 0
     for i, number in enumerate(numbers):
         a, b = edges[i], edges[i + 1]
         decoded = source.cached(number)
-        if decoded is not None:
+        if decoded is not None and by_kernel:
+            held.append((a, b, decoded))
+        elif decoded is not None:
             _copy(pieces, a, b, out, decoded, pieces.low)
         elif b - a == 1 and sizes[i] == source.chunk_rows and chunk_nbytes > _TRIFLE:
-            yield _or_blocks(
-                _whole(source, number, out, int(pieces.place[a]), sizes[i]),
-                None if plan is None else _blocks(source, plan, pieces, [(a, b)], out),
-            )
+            if by_kernel and plan is not None and source.has_blocks(number):
+                _add(job, a, b)
+                continue
+            whole = _whole(source, number, out, int(pieces.place[a]), sizes[i])
+            tasks.append(_or_blocks(whole, source, plan, pieces, a, b, out))
         elif (
             plan is not None
             and needed is not None
             and 4 * needed[i] <= 3 * whole_blocks
             and source.rent(number, needed[i] * source.block_nbytes)
         ):
-            if job and job[-1][1] == a:
-                job[-1] = (job[-1][0], b)
-            else:
-                job.append((a, b))
+            _add(job, a, b)
             job_blocks += needed[i]
-            if job_blocks * source.block_nbytes >= _JOB:
-                yield _blocks(source, plan, pieces, job, out)
+            if job_blocks * source.block_nbytes >= _JOB and not by_kernel:
+                tasks.append(_blocks(source, plan, pieces, job, out))
                 job, job_blocks = [], 0
         else:
-            yield _or_blocks(
-                _fetched(source, pieces, a, b, out),
-                None if plan is None else _blocks(source, plan, pieces, [(a, b)], out),
-            )
+            fetched = _fetched(source, pieces, a, b, out)
+            tasks.append(_or_blocks(fetched, source, plan, pieces, a, b, out))
     if job and plan is not None:
-        yield _blocks(source, plan, pieces, job, out)
+        if by_kernel:
+            tasks += _compiled_blocks(source, plan, pieces, job, out, threads)
+        else:
+            tasks.append(_blocks(source, plan, pieces, job, out))
+    # Copies come first: what they copy from may be dropped from the cache by what follows.
+    return [*_copies(pieces, held, out), *tasks]
 
 
-def _or_blocks(task: Task, blocks: Task | None) -> Task:
+def _add(runs: list[tuple[int, int]], a: int, b: int) -> None:
+    """Add the run from a to b, to the last where it continues that."""
+    if runs and runs[-1][1] == a:
+        runs[-1] = (runs[-1][0], b)
+    else:
+        runs.append((a, b))
+
+
+def _or_blocks(
+    task: Task,
+    source: ChunkSource,
+    plan: _BlockPlan | None,
+    pieces: _Pieces,
+    a: int,
+    b: int,
+    out: npt.NDArray[Any],
+) -> Task:
     """Where a chunk is damaged, what is wanted of it may lie in blocks that are not."""
-    if blocks is None:
+    if plan is None:
         return task
+    blocks = _blocks(source, plan, pieces, [(a, b)], out)
 
     def either() -> None:
         try:
@@ -267,6 +312,44 @@ def _fetched(source: ChunkSource, pieces: _Pieces, a: int, b: int, out: npt.NDAr
     return lambda: _copy(pieces, a, b, out, source.fetch(int(pieces.chunk[a])), pieces.low)
 
 
+def _copies(
+    pieces: _Pieces, held: list[tuple[int, int, npt.NDArray[Any]]], out: npt.NDArray[Any]
+) -> Iterator[Task]:
+    """Copy pieces from chunks that are in memory, for each where they begin and end, and it."""
+    nbytes = out[:1].nbytes
+    first, size = 0, 0
+    for i, (a, b, _) in enumerate(held):
+        size += nbytes * (int(pieces.count[a]) if b - a == 1 else int(pieces.count[a:b].sum()))
+        if size >= _COPIES or i == len(held) - 1:
+            yield partial(_copy_held, pieces, held[first : i + 1], out)
+            first, size = i + 1, 0
+
+
+def _copy_held(
+    pieces: _Pieces, held: list[tuple[int, int, npt.NDArray[Any]]], out: npt.NDArray[Any]
+) -> None:
+    which = _which([(a, b) for a, b, _ in held])
+    edges = offsets_of(np.array([b - a for a, b, _ in held], np.int64))
+    done = kernel.copy_rows(
+        [rows for _, _, rows in held],
+        edges,
+        pieces.low[which],
+        pieces.count[which],
+        pieces.place[which],
+        out,
+    )
+    if not done:
+        for a, b, rows in held:
+            _copy(pieces, a, b, out, rows, pieces.low)
+
+
+def _which(runs: list[tuple[int, int]]) -> slice | Int64s:
+    """What takes the elements of some runs out of an array, each from and to."""
+    if all(b == a for (_, b), (a, _) in itertools.pairwise(runs)):
+        return slice(runs[0][0], runs[-1][1])
+    return np.concatenate([np.arange(a, b) for a, b in runs])
+
+
 def _copy(
     pieces: _Pieces, a: int, b: int, out: npt.NDArray[Any], rows: npt.NDArray[Any], low: Int64s
 ) -> None:
@@ -278,6 +361,8 @@ def _copy(
         return
     begin, end = int(place[a]), int(place[b - 1]) + int(count[b - 1])
     low, count, place = low[a:b], count[a:b], place[a:b]
+    if kernel.copy_rows([rows], None, low, count, place, out):
+        return
     tiny = end - begin < _TINY * (b - a)
     if tiny and (place[1:] == place[:-1] + count[:-1]).all():
         copy_ranges(rows, low, low + count, np.append(place, end) - begin, out[begin:end])
@@ -310,6 +395,39 @@ def _block_plan(pieces: _Pieces, source: ChunkSource) -> _BlockPlan:
     return _BlockPlan(per_chunk, first, fresh_first, np.maximum(last - fresh_first + 1, 0))
 
 
+def _compiled_blocks(
+    source: ChunkSource,
+    plan: _BlockPlan,
+    pieces: _Pieces,
+    job: list[tuple[int, int]],
+    out: npt.NDArray[Any],
+    threads: int,
+) -> Iterator[Task]:
+    """As `_blocks` by the kernel, in as many tasks as there are threads for it."""
+    blocks, at = _block_layout(source, plan, pieces, take := _which(job))
+    wanted = compiled.group(
+        at,
+        pieces.count[take] * source.row_nbytes,
+        pieces.place[take] * source.row_nbytes,
+        source.block_nbytes,
+    )
+    otherwise = _blocks(source, plan, pieces, job, out)
+    task = source.decode_pieces(blocks, wanted, out.reshape(-1).view(np.uint8), otherwise)
+    for _ in range(min(threads, len(wanted.edges) - 1)):
+        yield task
+
+
+def _block_layout(
+    source: ChunkSource, plan: _BlockPlan, pieces: _Pieces, take: slice | Int64s
+) -> tuple[Int64s, Int64s]:
+    """The blocks that some pieces need, and at which byte of all of them each piece begins."""
+    blocks = expand_ranges(plan.fresh_first[take], plan.fresh[take])
+    first = plan.first[take]
+    base = pieces.chunk[take] * plan.per_chunk
+    within = pieces.low[take] * source.row_nbytes - (first - base) * source.block_nbytes
+    return blocks, np.searchsorted(blocks, first) * source.block_nbytes + within
+
+
 def _blocks(
     source: ChunkSource,
     plan: _BlockPlan,
@@ -320,17 +438,10 @@ def _blocks(
     """Decode the blocks of some chunks' pieces together, and copy the pieces from them."""
 
     def task() -> None:
-        which = np.concatenate([np.arange(a, b) for a, b in job]) if len(job) > 1 else None
-        take = slice(*job[0]) if which is None else which
-        blocks = expand_ranges(plan.fresh_first[take], plan.fresh[take])
+        take = _which(job)
+        blocks, at = _block_layout(source, plan, pieces, take)
         decoded: npt.NDArray[Any] = source.scratch(len(blocks) * source.block_nbytes)
         source.decode_blocks(blocks, decoded)
-        slot = np.searchsorted(blocks, plan.first[take])
-        base = pieces.chunk[take] * plan.per_chunk
-        within = pieces.low[take] * source.row_nbytes - (plan.first[take] - base) * (
-            source.block_nbytes
-        )
-        at = slot * source.block_nbytes + within
         count, place = pieces.count[take], pieces.place[take]
         if source.block_nbytes % source.row_nbytes:  # then pieces are found by byte, not by row
             rows, target = decoded, out.reshape(-1).view(np.uint8)
@@ -338,7 +449,7 @@ def _blocks(
         else:
             rows, target = decoded.view(out.dtype).reshape(-1, *out.shape[1:]), out
             at //= source.row_nbytes
-        local = _Pieces(base, at, count, place)
+        local = _Pieces(pieces.chunk[take], at, count, place)
         done = 0
         for a, b in job:  # the pieces of each lie side by side
             _copy(local, done, done + b - a, target, rows, at)

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 import raggedstore as rs
+from raggedstore import kernel
 from raggedstore.cli import cli
 
 rng = np.random.default_rng(0)
@@ -333,3 +334,9 @@ def test_a_reader_that_has_enough_of_ls_is_no_error(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_the_version_says_whether_the_kernel_is_compiled(run):
+    status, said, _ = run("--version")
+    assert status == 0 and said.startswith(f"raggedstore {rs.__version__}, with")
+    assert ("without" in said) is not kernel.is_there()

@@ -2,14 +2,18 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raggedstore.segment import compiled
 from raggedstore.segment import gather as module
-from raggedstore.segment.gather import gather, run
+from raggedstore.segment.gather import Task, gather, run
+
+pytestmark = pytest.mark.usefixtures("either_kernel")
 
 
 class Chunks:
@@ -40,6 +44,9 @@ class Chunks:
     def decode_into(self, number: int, out: np.ndarray) -> None:
         out[:] = self.fetch(number).reshape(-1).view(np.uint8)
 
+    def has_blocks(self, number: int) -> bool:
+        return self.renting
+
     def rent(self, number: int, nbytes: int) -> bool:
         return self.renting
 
@@ -54,6 +61,27 @@ class Chunks:
 
     def scratch(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
+
+    def decode_pieces(
+        self, blocks: np.ndarray, pieces: compiled.Pieces, out: np.ndarray, otherwise: Task
+    ) -> Task:
+        self.blocks += blocks.tolist()
+        wanted = compiled.Blocks(
+            memoryview(self.stored.tobytes()),
+            bytes(32),
+            self.block_nbytes,
+            blocks * self.block_nbytes,
+            np.full(len(blocks), self.block_nbytes),
+            np.ones(len(blocks), bool),
+            None,
+        )
+        state = np.zeros(2, np.int64)
+
+        def task() -> None:
+            scratch = map(self.scratch, compiled.scratch_sizes(wanted, pieces))
+            assert compiled.decode(wanted, pieces, out, state, *scratch)
+
+        return task
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -94,6 +122,9 @@ def test_any_ranges_come_to_their_places_and_nothing_is_decoded_twice(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_THREADED", 0)
         patch.setattr(module, "_JOB", 16)
+        patch.setattr(module, "_COPIES", 16)
+        patch.setattr(module, "_TRIFLE", data.draw(st.sampled_from([0, 2**14])))
+        patch.setattr(compiled, "_GROUP", data.draw(st.sampled_from([1, 50, 2**17])))
         patch.setattr(module, "_TINY", data.draw(st.sampled_from([0, 2, 5, 64])))
         gather(starts, stops, out, source, pool, places=at)
     if pool is not None:
@@ -127,6 +158,10 @@ def test_blocks_are_decoded_by_several_threads_however_little_of_them_is_wanted(
         def decode_blocks(self, blocks: np.ndarray, out: np.ndarray) -> None:
             met.wait()
             super().decode_blocks(blocks, out)
+
+        def decode_pieces(self, *args: Any) -> Task:
+            task = super().decode_pieces(*args)
+            return lambda: (met.wait(), task())[1]
 
     source = Meeting(np.arange(2**18, dtype="i4"), 2**13, 2**14)  # two blocks in a chunk
     starts = np.arange(0, 2**18, 2**13)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import raggedstore as rs
 from raggedstore.segment.reader import SegmentReader
 
+pytestmark = pytest.mark.usefixtures("either_kernel")
+
 SMALL = rs.Compression(chunk_bytes=2**14, block_bytes=2**12)
 SCHEMA = {
     "audio": rs.Field(">i2", (None,)),

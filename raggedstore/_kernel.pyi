@@ -1,0 +1,33 @@
+from typing import Any
+
+def use(create: int, decompress: int, destroy: int, digest: int, /) -> None: ...
+def copy(
+    sources: list[Any],
+    row: int,
+    edges: Any,
+    starts: Any,
+    counts: Any,
+    places: Any,
+    out: Any,
+    /,
+) -> None: ...
+def decode(
+    file: Any,
+    header: bytes,
+    block: int,
+    begins: Any,
+    sizes: Any,
+    raw: Any,
+    checks: Any,
+    is_checked: bool,
+    froms: Any,
+    counts: Any,
+    places: Any,
+    edges: Any,
+    block_edges: Any,
+    out: Any,
+    state: Any,
+    stored: Any,
+    decoded: Any,
+    /,
+) -> bool: ...

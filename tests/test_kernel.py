@@ -1,0 +1,106 @@
+"""What is compiled does what NumPy does, and believes nothing that it is told."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raggedstore import kernel
+from raggedstore.batch import copy_ranges, offsets_of
+
+needs_kernel = pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+HUGE = st.sampled_from([-(2**63), -(2**31), -1, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1])
+LENGTHS = st.lists(st.integers(-2, 40) | HUGE, max_size=5)
+
+
+def test_it_is_compiled_where_it_can_be() -> None:
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not shutil.which("cc") or not header.exists():
+        pytest.skip("no compiler here")
+    if os.environ.get("RAGGEDSTORE_KERNEL") == "0":
+        pytest.skip("switched off by RAGGEDSTORE_KERNEL")
+    assert kernel.is_there()
+
+
+def test_it_can_be_switched_off() -> None:
+    code = "from raggedstore import kernel; print(kernel.is_there())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAGGEDSTORE_KERNEL": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("by_kernel", [pytest.param(True, marks=needs_kernel), False])
+@pytest.mark.parametrize("dtype", ["u1", "<i4", ">f8", "c16", "M8[s]", "S3"])
+@pytest.mark.parametrize("row", [(), (3,), (2, 0)])
+@given(data=st.data())
+def test_ranges_are_copied_as_slices_are(
+    by_kernel: bool, dtype: str, row: tuple[int, ...], data: st.DataObject
+) -> None:
+    size = data.draw(st.integers(0, 400))
+    values = np.arange(size * max(int(np.prod(row)), 1)).astype("u1").astype(dtype)
+    values = values[: size * int(np.prod(row))].reshape(size, *row)
+    point = st.integers(0, size)
+    ranges = data.draw(st.lists(st.tuples(point, point).map(sorted), max_size=20))
+    starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
+    if data.draw(st.booleans()):
+        values = values[::-1]
+    offsets = offsets_of(stops - starts)
+    out = np.empty((offsets[-1], *row), dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not by_kernel:
+            patch.setattr(kernel, "_compiled", None)
+        copy_ranges(values, starts, stops, offsets, out)
+
+    np.testing.assert_array_equal(
+        out, np.concatenate([values[:0], *[values[a:b] for a, b in ranges]])
+    )
+
+
+@needs_kernel
+@given(
+    edges=LENGTHS,
+    starts=LENGTHS,
+    counts=LENGTHS,
+    places=LENGTHS,
+    sources=st.integers(0, 2),
+    row=st.sampled_from(["u1", "i8", "S7"]),
+)
+def test_no_run_outside_of_an_array_is_copied(
+    edges: list[int],
+    starts: list[int],
+    counts: list[int],
+    places: list[int],
+    sources: int,
+    row: str,
+) -> None:
+    out = np.zeros(30, row)
+    arrays = [np.array(numbers, np.int64) for numbers in (edges, starts, counts, places)]
+    fits = len(edges) == sources + 1 and len(starts) == len(counts) == len(places)
+    runs = list(zip(starts, counts, places, strict=False))
+    pairs = list(itertools.pairwise(edges))
+    fits = fits and all(0 <= a <= b <= len(starts) for a, b in pairs)
+    fits = fits and all(
+        start >= 0 and place >= 0 and count >= 0 and start + count <= 20 and place + count <= 30
+        for a, b in pairs
+        for start, count, place in runs[a:b]
+    )
+    try:
+        kernel.copy_rows([np.ones(20, row)] * sources, *arrays, out)
+    except IndexError:
+        assert not fits
+    else:
+        assert fits
