@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from raggedstore import kernel
+
 __all__ = ["machine"]
 
 
 def machine(packages: Iterable[str]) -> dict[str, Any]:
-    """The interpreter, cores, system, and versions of those of the `packages` that are here."""
+    """The interpreter, cores, system, kernel, and versions of those of `packages` that are here."""
     versions = {}
     for package in packages:
         try:
@@ -23,5 +25,6 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
+        "compiled_kernel": kernel.is_there(),
         "versions": versions,
     }

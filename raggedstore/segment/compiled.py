@@ -59,7 +59,7 @@ class Pieces:
 
 
 def group(froms: Int64s, counts: Int64s, places: Int64s, block: int) -> Pieces:
-    """Share pieces of blocks of `block` bytes out among groups, cutting those that are long.
+    """Share pieces of blocks of `block` bytes out among groups, cut where groups end.
 
     Parameters
     ----------
@@ -67,25 +67,22 @@ def group(froms: Int64s, counts: Int64s, places: Int64s, block: int) -> Pieces:
         (k,) as in `Pieces`, none empty, ordered by the block that they begin in, and of each
         block something wanted.
     """
-    froms, counts, places = map(np.ascontiguousarray, (froms, counts, places))
     nbytes = max(_GROUP // block, 1) * block
-    if (counts > nbytes).any():
-        first = froms // nbytes
-        parts = (froms + counts - 1) // nbytes - first + 1
-        low = expand_ranges(first, parts) * nbytes
-        high = np.minimum(np.repeat(froms + counts, parts), low + nbytes)
-        low = np.maximum(np.repeat(froms, parts), low)
+    number = froms // nbytes
+    parts = (froms + counts - 1) // nbytes - number + 1
+    if (parts > 1).any():
+        number = expand_ranges(number, parts)
+        low = np.maximum(np.repeat(froms, parts), number * nbytes)
+        high = np.minimum(np.repeat(froms + counts, parts), (number + 1) * nbytes)
         froms, counts, places = low, high - low, low + np.repeat(places - froms, parts)
-        if (froms[1:] < froms[:-1]).any():  # a sample is asked for twice
-            order = stable_order(froms)
-            froms, counts, places = froms[order], counts[order], places[order]
-    first, last = froms // block, (froms + counts - 1) // block
-    # A group may begin with any piece that needs no block of those before it.
-    apart = np.flatnonzero(first[1:] > np.maximum.accumulate(last[:-1])) + 1
-    apart = np.concatenate([[0], apart])
-    begins = apart[np.diff(first[apart] * block // nbytes, prepend=-1) > 0]
-    edges = np.append(begins, len(froms))
-    return Pieces(froms, counts, places, edges, np.append(first[begins], last.max() + 1))
+        if (number[1:] < number[:-1]).any():  # a sample is asked for twice
+            order = stable_order(number)
+            number, froms, counts, places = (a[order] for a in (number, froms, counts, places))
+    begins = np.flatnonzero(np.diff(number, prepend=-1))
+    block_edges = np.arange(len(begins) + 1) * (nbytes // block)
+    block_edges[-1] = (froms + counts - 1).max() // block + 1
+    arrays = froms, counts, places, np.append(begins, len(froms)), block_edges
+    return Pieces(*map(np.ascontiguousarray, arrays))
 
 
 def scratch_sizes(blocks: Blocks, pieces: Pieces) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.errors import UsageError
 from raggedstore.indexing import as_position
 from raggedstore.samples import Growing, Samples
@@ -49,6 +50,8 @@ Int64s = npt.NDArray[np.int64]
 #: Of half the memory for windows, how much a window is planned to take: its samples may be larger
 #: than the average.
 _SLACK = 0.95
+#: Bytes of a sample on average, from which on it is large.
+_LARGE = 2**15
 _STATE = 1
 _START = Cursor()
 
@@ -431,8 +434,20 @@ class Loader:
         }
 
     @property
+    def _windowed(self) -> bool:
+        """Whether a window is decoded whole, and batches are copied out of it.
+
+        Large samples are better taken from the file, each for its batch: what else is decoded with
+        them, the rest of their first and last blocks, costs less than the copy, and the window
+        takes no memory.
+        """
+        if not self._drawn.windowed or self.batch.cuts or not kernel.is_there():
+            return self._drawn.windowed
+        return self._measures.sizes().mean < _LARGE
+
+    @property
     def _divided(self) -> Budget:
-        return Budget.of(self.budget, self.prefetch, windowed=self._drawn.windowed)
+        return Budget.of(self.budget, self.prefetch, windowed=self._windowed)
 
     def _plan(self, epoch: int) -> Plan:
         geometry = self.geometry
@@ -486,7 +501,7 @@ class Loader:
             stages=stages,
             declared=self._declared,
             skip=skip,
-            windowed=self._drawn.windowed,
+            windowed=self._windowed,
             epoch=begun.epoch,
         )
         deals = self._deals(begun, worker, workers, phase)

@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import raggedstore as rs
+from raggedstore import kernel
 from raggedstore.samples import Samples
 from raggedstore.training import FixedSize, Loader, Permuted, Sequential, Shuffled
+from raggedstore.training import loader as module
 from raggedstore.training.ahead import Ahead
 from tests.training.epochs import Between
 
@@ -100,12 +102,15 @@ def labels(batches: Any) -> list[int]:
     prefetch=st.integers(0, 3),
     budget=st.sampled_from([1, 5000, 100_000, "512MB"]),
     drop_last=st.booleans(),
+    large=st.sampled_from([1, 2**15]),  # of windows, decoded whole or batch by batch
 )
-def test_batches_are_what_the_store_gives(store: rs.Store, **options: Any) -> None:
+def test_batches_are_what_the_store_gives(store: rs.Store, large: int, **options: Any) -> None:
     size, drop_last = options.pop("size"), options.pop("drop_last")
-    loader = Loader(store, batch=size, drop_last=drop_last, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_LARGE", large)
+        loader = Loader(store, batch=size, drop_last=drop_last, **options)
 
-    batches = list(loader)
+        batches = list(loader)
 
     order = labels(batches)
     assert len(batches) == len(loader)
@@ -115,6 +120,32 @@ def test_batches_are_what_the_store_gives(store: rs.Store, **options: Any) -> No
         assert order == list(range(whole))
     for i, batch in enumerate(batches):
         same(batch, store.batch(order[i * size : (i + 1) * size]))
+
+
+@pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+def test_a_window_of_large_samples_is_read_batch_by_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+
+    class Counted(Watched):
+        def read(self, name: str, positions: Any) -> Any:
+            reads.append(len(positions))
+            return super().read(name, positions)
+
+    size, orders, largest = 40_000, [], []
+    store = rs.create(tmp_path / "store", {"a": rs.Field("u1", (None,))})
+    with store.writer() as writer:
+        writer.extend({"a": np.full(size, i, "u1")} for i in range(64))
+    for large in (size, 2 * size):
+        reads.clear()
+        monkeypatch.setattr(module, "_LARGE", large)
+        order = Shuffled(0, window=33 * size)
+        loader = Loader(Counted(store), order=order, batch=4, budget=80 * size)
+        orders.append([batch["a"].values[::size].tolist() for batch in loader])
+        largest.append(max(reads))
+    assert largest == [24, 36]  # a third of the budget, and the window
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize("order", ORDERS)
