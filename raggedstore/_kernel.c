@@ -10,10 +10,12 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { HEADER = 32 }; /* bytes, of a Blosc2 chunk */
+static const uint32_t RAW = 0x80000000; /* set in a chunk's first edge where it is not compressed */
 
 /* Blosc2's parameters for decoding, which it takes by value.  The first of them is how many threads,
    and all others are to be their defaults, which are zeros; it may come to have more of them. */
@@ -209,9 +211,21 @@ static int do_group(const Job *job, void *context, int64_t group) {
     return 1;
 }
 
+/* Where Blosc2 keeps its own scratch memory; one that nobody uses is kept for who comes next. */
+static void *spare;
+
+static void *begin(void) {
+    void *context = __atomic_exchange_n(&spare, NULL, __ATOMIC_ACQ_REL);
+    return context ? context : library.create((Parameters){.threads = 1});
+}
+
+static void end(void *context) {
+    context = __atomic_exchange_n(&spare, context, __ATOMIC_ACQ_REL);
+    if (context) library.destroy(context);
+}
+
 static int work(const Job *job) {
-    Parameters parameters = {.threads = 1};
-    void *context = library.create(parameters);
+    void *context = begin();
     int fine = context != NULL;
     while (fine && !__atomic_load_n(job->failed, __ATOMIC_RELAXED)) {
         int64_t group = __atomic_fetch_add(job->next, 1, __ATOMIC_RELAXED);
@@ -219,8 +233,21 @@ static int work(const Job *job) {
         fine = do_group(job, context, group);
     }
     if (!fine) __atomic_store_n(job->failed, 1, __ATOMIC_RELAXED);
-    if (context) library.destroy(context);
+    if (context) end(context);
     return fine;
+}
+
+/* The file, of a descriptor or in memory; how many buffers are held, or -1 and an error. */
+static int use_file(Job *job, PyObject *file, Py_buffer *memory) {
+    job->fd = -1;
+    if (PyLong_Check(file)) {
+        job->fd = (int)PyLong_AsLong(file);
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    if (PyObject_GetBuffer(file, memory, PyBUF_SIMPLE)) return -1;
+    job->memory = memory->buf;
+    job->memory_size = memory->len;
+    return 1;
 }
 
 static PyObject *decode(PyObject *self, PyObject *args) {
@@ -235,16 +262,9 @@ static PyObject *decode(PyObject *self, PyObject *args) {
                           &of[PLACES], &of[PIECES], &of[BLOCKS], &of[OUT], &of[STATE], &of[STORED],
                           &of[DECODED]))
         return NULL;
-    int held = MEMORY;
-    Job job = {.fd = -1, .block = block, .blocks = of[BEGINS].len / 8, .pieces = of[FROMS].len / 8};
+    Job job = {.block = block, .blocks = of[BEGINS].len / 8, .pieces = of[FROMS].len / 8};
     job.groups = of[PIECES].len / 8 - 1;
-    if (PyLong_Check(file)) {
-        job.fd = (int)PyLong_AsLong(file);
-    } else if (PyObject_GetBuffer(file, &of[MEMORY], PyBUF_SIMPLE) == 0) {
-        held++;
-        job.memory = of[MEMORY].buf;
-        job.memory_size = of[MEMORY].len;
-    }
+    int held = use_file(&job, file, &of[MEMORY]);
     job.header = elements(&of[HEAD], HEADER, 1);
     job.begins = elements(&of[BEGINS], job.blocks, 8);
     job.sizes = elements(&of[SIZES], job.blocks, 8);
@@ -265,7 +285,7 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     job.decoded = of[DECODED].buf;
     job.decoded_size = of[DECODED].len;
     int fine = 0;
-    if (!PyErr_Occurred()) {
+    if (held >= 0) {
         if (!library.create || !state || !job.header || !job.begins || !job.sizes || !job.raw ||
             (is_checked && !job.checks) || !job.froms || !job.counts || !job.places || job.groups < 0 ||
             !job.piece_edges || !job.block_edges || block <= 0 || block > INT32_MAX ||
@@ -277,7 +297,66 @@ static PyObject *decode(PyObject *self, PyObject *args) {
             Py_END_ALLOW_THREADS
         }
     }
-    release(of, held);
+    release(of, MEMORY + (held > 0));
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
+}
+
+static PyObject *decode_run(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *file;
+    int is_checked;
+    long long block, offset, first, count, from;
+    enum { HEAD, EDGES, CHECKS, OUT, STORED, DECODED, MEMORY };
+    Py_buffer of[MEMORY + 1];
+    if (!PyArg_ParseTuple(args, "Oy*Ly*y*pLLLLw*w*w*", &file, &of[HEAD], &block, &of[EDGES],
+                          &of[CHECKS], &is_checked, &offset, &first, &count, &from, &of[OUT],
+                          &of[STORED], &of[DECODED]))
+        return NULL;
+    int64_t place = 0, nbytes = of[OUT].len, group[2] = {0, 1}, blocks[2] = {0, count};
+    Job job = {.block = block, .blocks = count, .pieces = 1, .groups = 1};
+    int held = use_file(&job, file, &of[MEMORY]), fine = 0;
+    int64_t *numbers = NULL;
+    if (held >= 0) {
+        int64_t in_chunk = of[EDGES].len / 4 - 1;
+        if (!library.create || of[HEAD].len != HEADER || block <= 0 || block > INT32_MAX || count <= 0 ||
+            !within(first, count, in_chunk) || offset < 0 || offset > INT64_MAX / 2 ||
+            (is_checked && of[CHECKS].len / 4 != in_chunk) || from < 0) {
+            PyErr_SetString(PyExc_ValueError, "arrays that don't belong together");
+        } else if (!(numbers = malloc((size_t)count * 17))) {
+            PyErr_NoMemory();
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            const uint32_t *edges = of[EDGES].buf;
+            int64_t *begins = numbers, *sizes = numbers + count;
+            for (int64_t i = 0; i < count; i++) {
+                begins[i] = offset + (edges[first + i] & ~RAW);
+                sizes[i] = offset + (edges[first + i + 1] & ~RAW) - begins[i];
+            }
+            memset(numbers + 2 * count, edges[0] >= RAW, (size_t)count);
+            job.header = of[HEAD].buf;
+            job.begins = begins;
+            job.sizes = sizes;
+            job.raw = (const uint8_t *)(numbers + 2 * count);
+            if (is_checked) job.checks = (const uint32_t *)of[CHECKS].buf + first;
+            job.froms = (const int64_t *)&from;
+            job.counts = &nbytes;
+            job.places = &place;
+            job.out = of[OUT].buf;
+            job.out_size = nbytes;
+            job.piece_edges = group;
+            job.block_edges = blocks;
+            job.stored = of[STORED].buf;
+            job.stored_size = of[STORED].len;
+            job.decoded = of[DECODED].buf;
+            job.decoded_size = of[DECODED].len;
+            void *context = begin();
+            fine = context && do_group(&job, context, 0);
+            if (context) end(context);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    free(numbers);
+    release(of, MEMORY + (held > 0));
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
@@ -285,6 +364,7 @@ static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
     {"decode", decode, METH_VARARGS, "decode(file, header, block, ...) -> whether all could be"},
+    {"decode_run", decode_run, METH_VARARGS, "decode_run(file, header, ...) -> whether it could be"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -31,3 +31,19 @@ def decode(
     decoded: Any,
     /,
 ) -> bool: ...
+def decode_run(
+    file: Any,
+    header: bytes,
+    block: int,
+    edges: Any,
+    checks: Any,
+    is_checked: bool,
+    offset: int,
+    first: int,
+    count: int,
+    at: int,
+    out: Any,
+    stored: Any,
+    decoded: Any,
+    /,
+) -> bool: ...

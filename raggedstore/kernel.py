@@ -104,6 +104,7 @@ def copy_rows(
     if (
         _compiled is None
         or not row
+        or out.dtype.hasobject
         or not out.flags.c_contiguous
         or not all(rows.flags.c_contiguous and rows.dtype == out.dtype for rows in sources)
     ):

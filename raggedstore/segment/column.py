@@ -295,6 +295,26 @@ class ColumnReader:
         if not raw:
             decode_assembled(whole, out)
 
+    def _compiled_run(
+        self, chunk: int, first: int, count: int, at: int, out: Bytes, decoded: Bytes
+    ) -> bool:
+        """Whether the kernel could fill `out` from byte `at` of `count` blocks of one chunk."""
+        table = self.dataset.blocks
+        if table is None or not kernel.is_there():
+            return False
+        offset, size, _ = self.dataset.entries[chunk].tolist()
+        return compiled.decode_run(
+            self._data.source,
+            table.header,
+            table.nbytes,
+            table.edges[chunk],
+            table.checks[chunk] if self._check else None,
+            (offset, first, count, at),
+            out,
+            self._context.scratch("stored", BLOCK_HEADER + 4 * count + size),
+            decoded,
+        )
+
     def _stored(self, nbytes: int) -> memoryview:
         return self._context.scratch("stored", nbytes).data
 
@@ -376,13 +396,15 @@ class ColumnReader:
                     rows = self.fetch(chunk)[low : low + stop - start].copy()
                     self._went_on(start, stop)
                     return rows
+            at = low * self.row_nbytes - first * self.block_nbytes
+            raw = np.empty((stop - start) * self.row_nbytes, np.uint8)
             decoded = self._context.scratch("decoded", count * self.block_nbytes)
-            with self._naming():
-                self._decode_run(chunk, first, count, decoded)
+            if not self._compiled_run(chunk, first, count, at, raw, decoded):
+                with self._naming():
+                    self._decode_run(chunk, first, count, decoded)
+                raw[:] = decoded[at : at + len(raw)]
             self._context.blocks_decoded += count
             self._went_on(start, stop)
-            at = low * self.row_nbytes - first * self.block_nbytes
-            raw = decoded[at : at + (stop - start) * self.row_nbytes].copy()
             return self._view(raw)
         return self.read(np.array([start], np.int64), np.array([stop], np.int64))
 

@@ -18,7 +18,7 @@ from raggedstore.batch import expand_ranges
 from raggedstore.indexing import stable_order
 from raggedstore.segment.blocks import HEADER
 
-__all__ = ["Blocks", "Pieces", "decode", "group", "scratch_sizes"]
+__all__ = ["Blocks", "Pieces", "decode", "decode_run", "group", "scratch_sizes"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -101,9 +101,8 @@ def decode(
     memory of their own: each takes a group and another until none is left. All is there when the
     last of them returns.
     """
-    file = blocks.file if isinstance(blocks.file, memoryview) else blocks.file.fileno()
     done: bool = kernel.compiled().decode(
-        file,
+        _file(blocks.file),
         blocks.header,
         blocks.nbytes,
         blocks.begins,
@@ -122,3 +121,43 @@ def decode(
         decoded,
     )
     return done
+
+
+def decode_run(
+    file: HasFileno | memoryview,
+    header: bytes,
+    block: int,
+    edges: npt.NDArray[np.uint32],
+    checks: npt.NDArray[np.uint32] | None,
+    run: tuple[int, int, int, int],
+    out: Bytes,
+    stored: Bytes,
+    decoded: Bytes,
+) -> bool:
+    """Fill `out` from blocks side by side in one chunk; False where something is wrong with one.
+
+    Parameters
+    ----------
+    edges, checks
+        Those of the chunk in its `BlockTable`; without `checks` nothing is held against them.
+    run
+        Where the chunk begins in the file, its first block that is wanted, how many are, and the
+        byte of what they decode to that `out` begins with.
+    """
+    done: bool = kernel.compiled().decode_run(
+        _file(file),
+        header,
+        block,
+        edges,
+        b"" if checks is None else checks,
+        checks is not None,
+        *run,
+        out,
+        stored,
+        decoded,
+    )
+    return done
+
+
+def _file(file: HasFileno | memoryview) -> int | memoryview:
+    return file if isinstance(file, memoryview) else file.fileno()

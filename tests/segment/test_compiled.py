@@ -1,5 +1,6 @@
 """Pieces of blocks, decoded by the kernel, are what the blocks hold there."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,29 +24,36 @@ VALUES = (np.arange(BLOCK * COUNT // 4) // 5).astype("i4")
 RAW = VALUES.view(np.uint8)
 
 
-def chunk_in_file(path: Path) -> compiled.Blocks:
-    """Blocks of a chunk, every third of them not compressed; some lie apart from the others."""
-    chunk = blosc2.compress2(
+def chunk(*, compresses: bool) -> tuple[bytes, bytes, np.ndarray]:
+    """A chunk of all values, its header without sizes, and where its blocks begin and end."""
+    stored = blosc2.compress2(
         VALUES,
         codec=blosc2.Codec.LZ4,
-        clevel=5,
+        clevel=5 if compresses else 0,
         typesize=4,
         blocksize=BLOCK,
         nthreads=1,
         filters=[blosc2.Filter.SHUFFLE],
     )
-    edges = [*np.frombuffer(chunk, "<i4", COUNT, 32).tolist(), len(chunk)]
+    edges = 32 + BLOCK * np.arange(COUNT + 1)
+    if compresses:
+        edges = np.append(np.frombuffer(stored, "<i4", COUNT, 32), len(stored))
+    return stored, stored[:4] + bytes(4) + stored[8:12] + bytes(4) + stored[16:32], edges
+
+
+def chunk_in_file(path: Path) -> compiled.Blocks:
+    """Blocks of a chunk, every third of them not compressed; some lie apart from the others."""
+    stored, header, edges = chunk(compresses=True)
     content = b""
     begins, sizes, raw = [], [], np.arange(COUNT) % 3 == 2
     for i in range(COUNT):
         content += b"gap" if i % 7 == 0 else b""
-        block = bytes(RAW[i * BLOCK :][:BLOCK]) if raw[i] else chunk[edges[i] : edges[i + 1]]
+        block = bytes(RAW[i * BLOCK :][:BLOCK]) if raw[i] else stored[edges[i] : edges[i + 1]]
         begins.append(len(content))
         sizes.append(len(block))
         content += block
     path.write_bytes(content)
     checks = [block_checksum(content[a : a + n]) for a, n in zip(begins, sizes, strict=True)]
-    header = chunk[:4] + bytes(4) + chunk[8:12] + bytes(4) + chunk[16:32]
     return compiled.Blocks(
         memoryview(content),
         header,
@@ -214,5 +222,68 @@ def test_whatever_it_is_told_it_stays_within_its_buffers(
         with suppress(ValueError):
             compiled.decode(asked, pieces, out, np.zeros(2, np.int64), stored, decoded)
     for part in (out, stored, decoded):
+        part[:] = 7
+    assert (memory == 7).all()
+
+
+def flagged(edges: np.ndarray, compresses: bool) -> np.ndarray:
+    """As chunk tables have them."""
+    edges = edges.astype(np.uint32)
+    edges[0] |= 0 if compresses else 2**31
+    return edges
+
+
+CHUNKS = {compresses: chunk(compresses=compresses) for compresses in (True, False)}
+
+
+@pytest.mark.parametrize("compresses", [True, False])
+@given(
+    run=st.tuples(st.integers(0, COUNT * BLOCK - 1), st.integers(1, COUNT * BLOCK)).map(sorted),
+    checked=st.booleans(),
+    damaged=st.booleans(),
+)
+def test_a_run_of_a_chunk_is_what_it_holds_there(
+    compresses: bool, run: list[int], checked: bool, damaged: bool
+) -> None:
+    stored, header, edges = CHUNKS[compresses]
+    pairs = itertools.pairwise(edges.tolist())
+    checks = np.array([block_checksum(stored[a:b]) for a, b in pairs], np.uint32)
+    start, stop = run[0], max(run[0] + 1, run[1])
+    first, last = start // BLOCK, (stop - 1) // BLOCK
+    if damaged:
+        at = int(edges[last + 1]) - 1
+        stored = stored[:at] + bytes([stored[at] ^ 16]) + stored[at + 1 :]
+    out = np.zeros(stop - start, np.uint8)
+    done = compiled.decode_run(
+        *(memoryview(b"gap" + stored), header, BLOCK),
+        *(flagged(edges, compresses), checks if checked else None),
+        (3, first, last - first + 1, start - first * BLOCK),
+        *(out, np.empty(4000, np.uint8), np.empty(BLOCK * COUNT, np.uint8)),
+    )
+    if damaged and checked:
+        assert not done
+    elif not damaged:
+        assert done
+        np.testing.assert_array_equal(out, RAW[start:stop])
+
+
+@given(
+    run=st.tuples(*[st.sampled_from(HUGE) | st.integers(0, 50)] * 4),
+    block=st.sampled_from([*HUGE, BLOCK]),
+    compresses=st.booleans(),
+    row=st.lists(st.integers(0, 2**32 - 1), min_size=COUNT + 1, max_size=COUNT + 1) | st.none(),
+    sizes=st.tuples(*[st.sampled_from([0, 1, 63, 64, 65, 1000, 4000])] * 3),
+)
+def test_whatever_it_is_told_of_a_run_it_stays_within_its_buffers(
+    run: Any, block: int, compresses: bool, row: list[int] | None, sizes: tuple[int, ...]
+) -> None:
+    stored, header, edges = CHUNKS[compresses]
+    memory = np.full(3 * 4096 + sum(sizes), 7, np.uint8)
+    lows = np.cumsum([1024 + size for size in [0, *sizes[:-1]]]).tolist()
+    parts = [memory[low : low + size] for low, size in zip(lows, sizes, strict=True)]
+    edges = flagged(edges, compresses) if row is None else np.array(row, np.uint32)
+    with suppress(ValueError):
+        compiled.decode_run(memoryview(stored), header, block, edges, None, run, *parts)
+    for part in parts:
         part[:] = 7
     assert (memory == 7).all()
