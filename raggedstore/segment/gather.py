@@ -8,8 +8,8 @@ order. What then happens to a chunk depends on how much of it is wanted:
 * it lies in the cache: its pieces are copied from there
 * little of it: the blocks that hold the pieces are decoded, many chunks' blocks in one call, and
   the pieces are copied from them
-* most of it (but by the kernel), or, over time, as much as it holds or more: it is decoded whole and
-  kept in the cache
+* most of it (without the kernel), or, over time, as much as it holds or more: it is decoded whole
+  and kept in the cache
 
 Copies, and blocks from file to place, are the compiled kernel's where there is one: a group of
 blocks that fits the processor's cache is read, checked, decoded and copied from, and then the next.
