@@ -40,8 +40,10 @@ _LITTLE = 2**16
 #: How many times as dear as decoding blocks with the kernel it is to hold their chunk: measured,
 #: with permuted epochs of speech and images, 1.5 to 8 do about equally well.
 _PATIENCE = 8
-#: A sequential read of more than this decodes in parallel anyway, and reads ahead by itself.
+#: A sequential read of more than this decodes in parallel anyway, and reads ahead by itself; with
+#: the kernel that is so of little ones too, and what is read ahead is copied once more.
 _AHEAD_BELOW = 2**22
+_AHEAD_SMALL = 2**17
 
 
 class ColumnReader:
@@ -414,7 +416,9 @@ class ColumnReader:
         self._next = stop
         if not sequential:
             self._prepared = -1
-        elif (stop - start) * self.row_nbytes < _AHEAD_BELOW:
+        elif (stop - start) * self.row_nbytes < (
+            _AHEAD_SMALL if kernel.is_there() else _AHEAD_BELOW
+        ):
             self._read_ahead(stop, stop - start)
 
     def _read_ahead(self, row: int, rows: int) -> None:
