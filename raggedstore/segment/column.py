@@ -79,6 +79,8 @@ class ColumnReader:
         self.row_nbytes = dataset.column.row_nbytes
         blocks = dataset.blocks
         self.block_nbytes = blocks.nbytes if blocks is not None and self.row_nbytes else 0
+        # Side columns are asked again and again, and cost more to decode than they are large.
+        self.is_side = dataset.column.name != DATA
         self._per_chunk = 0 if blocks is None else blocks.checks.shape[1]
         self._known = None if blocks is None or blocks.known.all() else blocks.known
         self._dtype = dataset.column.dtype
@@ -168,15 +170,15 @@ class ColumnReader:
 
     def rent(self, number: int, nbytes: int) -> bool:
         """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
-        return self._rent(number, nbytes, _PATIENCE if kernel.is_there() else 1)
+        patient = kernel.is_there() and not self.is_side
+        return self._rent(number, nbytes, _PATIENCE if patient else 1)
 
     def _rent(self, number: int, nbytes: int, patience: int) -> bool:
         if not self.has_blocks(number):
             return False
         key = (*self._key, number)
         whole = self.chunk_rows * self.row_nbytes
-        first = self.dataset.column.name != DATA
-        return self._context.cache.rent(key, nbytes, whole, first=first, patience=patience)
+        return self._context.cache.rent(key, nbytes, whole, first=self.is_side, patience=patience)
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""

@@ -64,6 +64,7 @@ class ChunkSource(Protocol):
     chunk_rows: int
     row_nbytes: int
     block_nbytes: int  #: raw bytes of a block; 0 where chunks can only be decoded whole
+    is_side: bool  #: whether it says where samples lie, rather than holding them
 
     def cached(self, number: int) -> npt.NDArray[Any] | None:
         """The rows of a chunk, if they are in the cache or on their way there."""
@@ -254,7 +255,7 @@ def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource, threads:
         elif (
             plan is not None
             and needed is not None
-            and (by_kernel or 4 * needed[i] <= 3 * whole_blocks)
+            and ((by_kernel and not source.is_side) or 4 * needed[i] <= 3 * whole_blocks)
             and source.rent(number, needed[i] * source.block_nbytes)
         ):
             _add(job, a, b)

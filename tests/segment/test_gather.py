@@ -27,6 +27,7 @@ class Chunks:
         self.chunk_rows = chunk_rows
         self.row_nbytes = self.stored.nbytes // max(len(self.stored), 1)
         self.block_nbytes = block_nbytes
+        self.is_side = False
         self.held: set[int] = set()
         self.renting = True
         self.decoded: list[int] = []
