@@ -74,36 +74,36 @@ static PyObject *copy(PyObject *self, PyObject *args) {
     const int64_t *edges = elements(&of[0], groups + 1, 8), *starts = elements(&of[1], n, 8);
     const int64_t *counts = elements(&of[2], n, 8), *places = elements(&of[3], n, 8);
     const char *wrong = NULL;
-    if (row <= 0 || !edges || !starts || !counts || !places) wrong = "arrays that don't belong together";
-    for (Py_ssize_t g = 0; g < groups && !wrong; g++) {
-        Py_buffer source;
-        if (PyObject_GetBuffer(PyList_GetItem(sources, g), &source, PyBUF_SIMPLE)) {
-            release(of, 5);
-            return NULL;
-        }
-        if (edges[g] < 0 || edges[g] > edges[g + 1] || edges[g + 1] > n) {
-            wrong = "edges that don't ascend";
-        } else {
-            int64_t rows = source.len / row, bad = 0;
-            Py_BEGIN_ALLOW_THREADS
+    Py_buffer *held = malloc((size_t)(groups + 1) * sizeof *held);
+    Py_ssize_t holding = 0;
+    if (!held) PyErr_NoMemory();
+    else if (row <= 0 || !edges || !starts || !counts || !places) wrong = "arrays that don't belong together";
+    for (; held && !wrong && holding < groups; holding++)
+        if (PyObject_GetBuffer(PyList_GetItem(sources, holding), &held[holding], PyBUF_SIMPLE)) break;
+    if (!wrong && !PyErr_Occurred()) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t g = 0; g < groups && !wrong; g++) {
+            int64_t rows = held[g].len / row;
+            if (edges[g] < 0 || edges[g] > edges[g + 1] || edges[g + 1] > n) {
+                wrong = "edges that don't ascend";
+                break;
+            }
             for (int64_t i = edges[g]; i < edges[g + 1]; i++) {
                 if (!within(starts[i], counts[i], rows) || !within(places[i], counts[i], out_rows)) {
-                    bad = 1;
+                    wrong = "rows outside of what they are copied from or to";
                     break;
                 }
-                memcpy((char *)of[4].buf + places[i] * row, (const char *)source.buf + starts[i] * row,
+                memcpy((char *)of[4].buf + places[i] * row, (const char *)held[g].buf + starts[i] * row,
                        (size_t)(counts[i] * row));
             }
-            Py_END_ALLOW_THREADS
-            if (bad) wrong = "rows outside of what they are copied from or to";
         }
-        PyBuffer_Release(&source);
+        Py_END_ALLOW_THREADS
     }
+    while (holding) PyBuffer_Release(&held[--holding]);
+    free(held);
     release(of, 5);
-    if (wrong) {
-        PyErr_SetString(PyExc_IndexError, wrong);
-        return NULL;
-    }
+    if (wrong) PyErr_SetString(PyExc_IndexError, wrong);
+    if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -209,6 +209,339 @@ static int do_group(const Job *job, void *context, int64_t group) {
         memcpy(job->out + job->places[p], decoded + from, (size_t)job->counts[p]);
     }
     return 1;
+}
+
+/* Part of a range of rows, within one chunk; bytes, but for the chunk's number. */
+typedef struct {
+    int64_t chunk, low, count, place;
+} Piece;
+
+/* With the interpreter's lock where there is so little to do that others may as well wait. */
+enum { LITTLE = 4096 };
+
+typedef struct {
+    int64_t count;
+    const int64_t *starts, *stops, *places;
+    int64_t rows, row, chunk; /* how many rows there are, and bytes of a row and a chunk */
+} Ranges;
+
+static int make_sense(const Ranges *of) {
+    for (int64_t i = 0; i < of->count; i++)
+        if (of->starts[i] < 0 || of->stops[i] < of->starts[i] || of->stops[i] > of->rows ||
+            of->places[i] < 0 || of->places[i] > INT64_MAX / 4 / of->row)
+            return 0;
+    return 1;
+}
+
+/* Ranges of rows as pieces: those that go on where the one before ended are one with it, and each is
+   cut where chunks end.  How many there are; none is written where `to` is NULL. */
+static int64_t cut_ranges(const Ranges *of, Piece *to) {
+    int64_t pieces = 0;
+    for (int64_t i = 0; i < of->count;) {
+        int64_t start = of->starts[i], stop = of->stops[i], place = of->places[i];
+        i++;
+        if (start == stop) continue;
+        for (; i < of->count; i++) {
+            if (of->starts[i] == of->stops[i]) continue;
+            if (of->starts[i] != stop || of->places[i] - place != stop - start) break;
+            stop = of->stops[i];
+        }
+        int64_t low = start * of->row, high = stop * of->row, at = place * of->row;
+        int64_t number = low / of->chunk, last = (high - 1) / of->chunk;
+        if (!to) {
+            pieces += last - number + 1;
+            continue;
+        }
+        for (; number <= last; number++) {
+            int64_t begin = number * of->chunk, end = number < last ? begin + of->chunk : high;
+            to[pieces++] = (Piece){number, low - begin, end - low, at};
+            at += end - low;
+            low = end;
+        }
+    }
+    return pieces;
+}
+
+/* Put pieces in the order of the blocks that they begin in, those of one block as they came: by radix. */
+static int sort_pieces(Piece *pieces, int64_t n, int64_t per_chunk, int64_t block) {
+    typedef struct {
+        int64_t block, at;
+    } Key;
+    enum { BITS = 11, SIZE = 1 << BITS };
+    int64_t most = 0, before = -1, sorted = 1;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t number = pieces[i].chunk * per_chunk + pieces[i].low / block;
+        sorted &= number >= before;
+        before = number;
+        if (number > most) most = number;
+    }
+    if (sorted) return 1;
+    Key *keys = malloc((size_t)n * 2 * sizeof *keys), *other = keys + n;
+    Piece *copy = malloc((size_t)n * sizeof *copy);
+    int fine = keys && copy;
+    if (fine) {
+        for (int64_t i = 0; i < n; i++)
+            keys[i] = (Key){pieces[i].chunk * per_chunk + pieces[i].low / block, i};
+        Key *from = keys, *to = other;
+        for (int shift = 0; shift < 63 && (most >> shift) > 0; shift += BITS) {
+            int64_t at[SIZE + 1] = {0};
+            for (int64_t i = 0; i < n; i++) at[((from[i].block >> shift) & (SIZE - 1)) + 1]++;
+            for (int i = 0; i < SIZE; i++) at[i + 1] += at[i];
+            for (int64_t i = 0; i < n; i++) to[at[(from[i].block >> shift) & (SIZE - 1)]++] = from[i];
+            Key *swap = from;
+            from = to;
+            to = swap;
+        }
+        memcpy(copy, pieces, (size_t)n * sizeof *copy);
+        for (int64_t i = 0; i < n; i++) pieces[i] = copy[from[i].at];
+    }
+    free(keys);
+    free(copy);
+    return fine;
+}
+
+/* Runs of pieces of one chunk: where they begin, the chunk, and how many of its blocks they lie in. */
+static int64_t find_runs(const Piece *pieces, int64_t n, int64_t block, int64_t *edges, int64_t *chunks,
+                         int64_t *blocks) {
+    int64_t runs = 0, reached = -1;
+    for (int64_t i = 0; i < n; i++) {
+        if (!i || pieces[i].chunk != pieces[i - 1].chunk) {
+            if (edges) {
+                edges[runs] = i;
+                chunks[runs] = pieces[i].chunk;
+                blocks[runs] = 0;
+            }
+            runs++;
+            reached = -1;
+        }
+        int64_t first = pieces[i].low / block, last = (pieces[i].low + pieces[i].count - 1) / block;
+        if (first <= reached) first = reached + 1;
+        if (last >= first) {
+            if (edges) blocks[runs - 1] += last - first + 1;
+            reached = last;
+        }
+    }
+    if (edges) edges[runs] = n;
+    return runs;
+}
+
+static void *new_bytes(PyObject **bytes, int64_t count, size_t size) {
+    *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * size));
+    return *bytes ? PyBytes_AsString(*bytes) : NULL;
+}
+
+static PyObject *cut(PyObject *self, PyObject *args) {
+    (void)self;
+    long long rows, row, chunk, block;
+    enum { STARTS, STOPS, PLACES, BUFFERS };
+    Py_buffer of[BUFFERS];
+    if (!PyArg_ParseTuple(args, "y*y*y*LLLL", &of[STARTS], &of[STOPS], &of[PLACES], &rows, &row, &chunk,
+                          &block))
+        return NULL;
+    int64_t n = of[STARTS].len / 8, count = -1, runs = 0;
+    Ranges ranges = {n, elements(&of[STARTS], n, 8), elements(&of[STOPS], n, 8),
+                     elements(&of[PLACES], n, 8), rows, row, chunk};
+    PyObject *made[4] = {NULL, NULL, NULL, NULL};
+    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    if (ranges.starts && ranges.stops && ranges.places && row > 0 && block > 0 && chunk >= block &&
+        chunk % block == 0 && chunk <= INT64_MAX / 4 && rows <= INT64_MAX / 4 / row && make_sense(&ranges))
+        count = cut_ranges(&ranges, NULL);
+    if (state) PyEval_RestoreThread(state);
+    if (count < 0) {
+        PyErr_SetString(PyExc_ValueError, "ranges that make no sense");
+        goto done;
+    }
+    Piece *pieces = new_bytes(&made[0], count, sizeof *pieces);
+    if (!pieces) goto done;
+    state = n > LITTLE || count > LITTLE ? PyEval_SaveThread() : NULL;
+    cut_ranges(&ranges, pieces);
+    int fine = sort_pieces(pieces, count, chunk / block, block);
+    if (fine) runs = find_runs(pieces, count, block, NULL, NULL, NULL);
+    if (state) PyEval_RestoreThread(state);
+    if (!fine) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    int64_t *edges = new_bytes(&made[1], runs + 1, 8), *chunks = new_bytes(&made[2], runs, 8);
+    int64_t *blocks = new_bytes(&made[3], runs, 8);
+    if (edges && chunks && blocks) find_runs(pieces, count, block, edges, chunks, blocks);
+done:
+    release(of, BUFFERS);
+    if (PyErr_Occurred()) {
+        for (int i = 0; i < 4; i++) Py_XDECREF(made[i]);
+        return NULL;
+    }
+    return Py_BuildValue("NNNN", made[0], made[1], made[2], made[3]);
+}
+
+/* Where the blocks of each chunk lie: the chunk table, arrays of whatever strides. */
+typedef struct {
+    int64_t chunks, per_chunk;
+    Py_buffer offsets, edges, checks;
+    int checked;
+} Table;
+
+static int64_t offset_of(const Table *table, int64_t chunk) {
+    uint64_t offset;
+    memcpy(&offset, (const char *)table->offsets.buf + chunk * table->offsets.strides[0], 8);
+    return offset > INT64_MAX / 4 ? -1 : (int64_t)offset;
+}
+
+static uint32_t cell(const Py_buffer *cells, int64_t chunk, int64_t i) {
+    uint32_t value;
+    memcpy(&value, (const char *)cells->buf + chunk * cells->strides[0] + i * cells->strides[1], 4);
+    return value;
+}
+
+static int is_shaped(const Py_buffer *buffer, int ndim, int64_t first, int64_t second, Py_ssize_t size) {
+    return buffer->ndim == ndim && buffer->shape[0] == first && (ndim < 2 || buffer->shape[1] == second) &&
+           buffer->itemsize >= size;
+}
+
+/* Of pieces of chunks, where each begins in what their blocks decode to, one after another, and how many
+   parts come of them where groups of `group` bytes end.  The blocks, or -1 where it makes no sense. */
+static int64_t place_pieces(const Piece *pieces, int64_t runs, const int64_t *edges, const uint8_t *chosen,
+                            int64_t n, const Table *table, int64_t block, int64_t group, int64_t *froms,
+                            int64_t *parts) {
+    int64_t blocks = 0, at = 0, nbytes = table->per_chunk * block;
+    *parts = 0;
+    for (int64_t r = 0; r < runs; r++) {
+        int64_t reached = -1, before = 0;
+        if (edges[r] != at || edges[r + 1] <= at || edges[r + 1] > n) return -1;
+        if (pieces[at].chunk < 0 || pieces[at].chunk >= table->chunks) return -1;
+        for (; at < edges[r + 1]; at++) {
+            const Piece *piece = &pieces[at];
+            if (!chosen[r]) continue;
+            if (piece->chunk != pieces[edges[r]].chunk || piece->count < 1 ||
+                !within(piece->low, piece->count, nbytes))
+                return -1;
+            int64_t first = piece->low / block, last = (piece->low + piece->count - 1) / block;
+            if (first < before) return -1;
+            before = first;
+            /* What is needed anew follows; what was needed before is the end of what there is. */
+            int64_t index = first > reached ? blocks : blocks - (reached - first + 1);
+            if (last > reached) {
+                blocks += last - (first > reached ? first : reached + 1) + 1;
+                reached = last;
+            }
+            froms[at] = index * block + piece->low - first * block;
+            *parts += (froms[at] + piece->count - 1) / group - froms[at] / group + 1;
+        }
+    }
+    return at == n ? blocks : -1;
+}
+
+static PyObject *lay_out(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *of_table[3], *made[9] = {NULL};
+    long long block, group;
+    enum { PIECES, EDGES, CHOSEN, BUFFERS };
+    Py_buffer of[BUFFERS];
+    if (!PyArg_ParseTuple(args, "y*y*y*LLOOO", &of[PIECES], &of[EDGES], &of[CHOSEN], &block, &group,
+                          &of_table[0], &of_table[1], &of_table[2]))
+        return NULL;
+    Table table = {.checked = of_table[2] != Py_None};
+    Py_buffer *held[3] = {&table.offsets, &table.edges, &table.checks};
+    int holding = 0;
+    int64_t *froms = NULL, *next = NULL, most_stored = 0, most_blocks = 0;
+    for (; holding < 2 + table.checked; holding++)
+        if (PyObject_GetBuffer(of_table[holding], held[holding], PyBUF_STRIDES)) goto done;
+    int64_t n = of[PIECES].len / (int64_t)sizeof(Piece), runs = of[CHOSEN].len, parts = 0;
+    const Piece *pieces = elements(&of[PIECES], n, sizeof(Piece));
+    const int64_t *edges = elements(&of[EDGES], runs + 1, 8);
+    const uint8_t *chosen = of[CHOSEN].buf;
+    int64_t blocks = -1;
+    if (table.edges.ndim == 2) {
+        table.chunks = table.edges.shape[0];
+        table.per_chunk = table.edges.shape[1] - 1;
+    }
+    int fine = pieces && edges && block > 0 && block <= INT32_MAX && group >= block && !(group % block) &&
+               group <= INT32_MAX && table.per_chunk > 0 && table.per_chunk <= INT32_MAX &&
+               is_shaped(&table.offsets, 1, table.chunks, 0, 8) &&
+               is_shaped(&table.edges, 2, table.chunks, table.per_chunk + 1, 4) &&
+               (!table.checked || is_shaped(&table.checks, 2, table.chunks, table.per_chunk, 4));
+    if (fine) {
+        if (!(froms = malloc((size_t)(n + 1) * 8))) {
+            PyErr_NoMemory();
+            goto done;
+        }
+        PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+        blocks = place_pieces(pieces, runs, edges, chosen, n, &table, block, group, froms, &parts);
+        if (state) PyEval_RestoreThread(state);
+    }
+    if (blocks < 0) {
+        PyErr_SetString(PyExc_ValueError, "pieces that make no sense");
+        goto done;
+    }
+    int64_t in_group = group / block, groups = (blocks + in_group - 1) / in_group;
+    enum { BEGINS, SIZES, RAWS, CHECKS, FROMS, COUNTS, PLACES, PIECE_EDGES, BLOCK_EDGES, ALL };
+    int64_t lengths[ALL] = {blocks, blocks, blocks, table.checked ? blocks : 0, parts,
+                            parts,  parts,  groups + 1, groups + 1};
+    void *to[ALL];
+    for (int i = 0; i < ALL; i++)
+        if (!(to[i] = new_bytes(&made[i], lengths[i], i == RAWS ? 1 : i == CHECKS ? 4 : 8))) goto done;
+    if (!(next = calloc((size_t)groups + 1, 8))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    int64_t *begins = to[BEGINS], *sizes = to[SIZES], *piece_edges = to[PIECE_EDGES];
+    int64_t *block_edges = to[BLOCK_EDGES], b = 0;
+    for (int64_t r = 0; r < runs; r++) {
+        int64_t reached = -1, chunk = pieces[edges[r]].chunk;
+        if (!chosen[r]) continue;
+        int64_t offset = offset_of(&table, chunk);
+        uint8_t raw = cell(&table.edges, chunk, 0) >= RAW;
+        for (int64_t p = edges[r]; p < edges[r + 1]; p++) {
+            for (int64_t g = froms[p] / group; g <= (froms[p] + pieces[p].count - 1) / group; g++)
+                next[g + 1]++;
+            int64_t first = pieces[p].low / block, last = (pieces[p].low + pieces[p].count - 1) / block;
+            for (int64_t i = first > reached ? first : reached + 1; i <= last; i++, b++) {
+                int64_t from = cell(&table.edges, chunk, i) & ~RAW, to_edge = cell(&table.edges, chunk, i + 1);
+                begins[b] = offset < 0 ? -1 : offset + from;
+                sizes[b] = to_edge - from;
+                ((uint8_t *)to[RAWS])[b] = raw;
+                if (table.checked) ((uint32_t *)to[CHECKS])[b] = cell(&table.checks, chunk, i);
+            }
+            if (last > reached) reached = last;
+        }
+    }
+    for (int64_t g = 0; g <= groups; g++) {
+        if (g) next[g] += next[g - 1];
+        piece_edges[g] = next[g];
+        block_edges[g] = g < groups ? g * in_group : blocks;
+    }
+    for (int64_t r = 0; r < runs; r++)
+        for (int64_t p = edges[r]; chosen[r] && p < edges[r + 1]; p++) {
+            int64_t from = froms[p], end = from + pieces[p].count, place = pieces[p].place;
+            while (from < end) {
+                int64_t g = from / group, stop = (g + 1) * group < end ? (g + 1) * group : end;
+                int64_t at = next[g]++;
+                ((int64_t *)to[FROMS])[at] = from;
+                ((int64_t *)to[COUNTS])[at] = stop - from;
+                ((int64_t *)to[PLACES])[at] = place;
+                place += stop - from;
+                from = stop;
+            }
+        }
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t count = block_edges[g + 1] - block_edges[g], stored = HEADER + 4 * count;
+        for (int64_t i = block_edges[g]; i < block_edges[g + 1]; i++) stored += sizes[i] > 0 ? sizes[i] : 0;
+        if (stored > most_stored) most_stored = stored;
+        if (count > most_blocks) most_blocks = count;
+    }
+    if (state) PyEval_RestoreThread(state);
+done:
+    free(froms);
+    free(next);
+    release(of, BUFFERS);
+    for (int i = 0; i < holding; i++) PyBuffer_Release(held[i]);
+    if (PyErr_Occurred()) {
+        for (int i = 0; i < 9; i++) Py_XDECREF(made[i]);
+        return NULL;
+    }
+    return Py_BuildValue("NNNNNNNNNLL", made[0], made[1], made[2], made[3], made[4], made[5], made[6],
+                         made[7], made[8], (long long)most_stored, (long long)(most_blocks * block));
 }
 
 /* Where Blosc2 keeps its own scratch memory; one that nobody uses is kept for who comes next. */
@@ -363,6 +696,8 @@ static PyObject *decode_run(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
+    {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},
+    {"lay_out", lay_out, METH_VARARGS, "lay_out(pieces, ...) -> what decode takes"},
     {"decode", decode, METH_VARARGS, "decode(file, header, block, ...) -> whether all could be"},
     {"decode_run", decode_run, METH_VARARGS, "decode_run(file, header, ...) -> whether it could be"},
     {NULL, NULL, 0, NULL},

@@ -87,6 +87,11 @@ class Samples(ABC):
         """The user's metadata, where there is any; what stores side by side agree in."""
         return {}
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether two threads that read at once are faster than one after the other."""
+        return False
+
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
         column = self.read(name, np.array([position], np.int64))
@@ -456,6 +461,10 @@ class Selection(Samples):
     def metadata(self) -> dict[str, Any]:
         return self._base.metadata
 
+    @property
+    def concurrent(self) -> bool:
+        return self._base.concurrent
+
     def _of_base(self, positions: Positions) -> Positions:
         return positions if self._positions is None else self._positions[positions]
 
@@ -575,6 +584,10 @@ class Concatenation(Samples):
     def metadata(self) -> dict[str, Any]:
         first, *others = (part.metadata for part in self._parts)
         return {k: v for k, v in first.items() if all(o.get(k) == v for o in others)}
+
+    @property
+    def concurrent(self) -> bool:
+        return all(part.concurrent for part in self._parts)
 
     def __repr__(self) -> str:
         return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.batch import RaggedBatch
 from raggedstore.errors import CorruptionError, FormatError, NotAStoreError
 from raggedstore.indexing import Positions
@@ -78,6 +79,10 @@ class SingleFile(Samples):
     @property
     def schema(self) -> Schema:
         return self._reader.table.schema
+
+    @property
+    def concurrent(self) -> bool:
+        return kernel.is_there()
 
     @property
     def nbytes_stored(self) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -72,6 +72,26 @@ class ChunkCache:
         with self._lock:
             self.hits += 1
         return chunk
+
+    def get_all(self, key: tuple[Any, ...], numbers: Sequence[int]) -> list[Chunk | None]:
+        """As `get`, of the chunks with the keys ``(*key, number)``."""
+        found: list[Chunk | None] = []
+        with self._lock:
+            waiting, missing = bool(self._pending), 0
+            for number in numbers:
+                full = (*key, number)
+                chunk = self._chunks.get(full)
+                if chunk is not None:
+                    self._chunks.move_to_end(full)
+                else:
+                    missing += 1
+                found.append(chunk)
+            self.hits += len(numbers) - missing
+            if not waiting:
+                self.misses += missing
+                return found
+        pairs = zip(numbers, found, strict=True)
+        return [self.get((*key, number)) if chunk is None else chunk for number, chunk in pairs]
 
     def put(self, key: Any, chunk: Chunk) -> None:
         """Hold the chunk, unless it alone is over the budget."""

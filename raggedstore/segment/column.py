@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from raggedstore import kernel
 from raggedstore.errors import CorruptionError
 from raggedstore.layout import DATA
-from raggedstore.segment import compiled
+from raggedstore.segment import compiled, memory
 from raggedstore.segment.blocks import HEADER as BLOCK_HEADER
 from raggedstore.segment.blocks import (
     assemble,
@@ -157,6 +157,10 @@ class ColumnReader:
         raw = self._context.cache.get((*self._key, number))
         return None if raw is None else self._view(raw)
 
+    def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
+        """As `cached`, of several chunks: their bytes."""
+        return self._context.cache.get_all(self._key, numbers)
+
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
         raw = self._new_chunk()
@@ -239,41 +243,41 @@ class ColumnReader:
                 if block_checksum(into[a:b]) != expected[i]:
                     raise _bad_block(self.dataset.column.name, int(chunk[i]), int(block[i]))
 
-    def decode_pieces(
-        self, blocks: Int64s, pieces: compiled.Pieces, out: Bytes, otherwise: Task
-    ) -> Task:
-        """What decodes blocks and copies pieces of them to `out` with the kernel.
-
-        Any number of threads may do it at once, each a part. Where something is wrong, `otherwise`
-        is done instead.
-        """
+    @cached_property
+    def _table(self) -> compiled.Table:
+        """Where blocks lie, for the kernel."""
         table = self.dataset.blocks
         assert table is not None
-        chunk, block = np.divmod(blocks, self._per_chunk)
-        begin = table.begin(chunk, block)
-        wanted = compiled.Blocks(
-            self._data.source,
+        return compiled.Table(
             table.header,
             table.nbytes,
-            self.dataset.entries["offset"][chunk].astype(np.int64) + begin,
-            table.end(chunk, block) - begin,
-            table.is_raw(chunk),
-            table.checks[chunk, block] if self._check else None,
+            self.dataset.entries["offset"],
+            table.edges,
+            table.checks if self._check else None,
         )
-        ends = np.flatnonzero(np.diff(chunk, append=-1))
-        whole = int((np.diff(ends, prepend=-1) == self._per_chunk).sum())
+
+    def decode_laid_out(
+        self, cut: compiled.Cut, chosen: list[bool], out: Bytes, otherwise: Task
+    ) -> tuple[Task, int]:
+        """What decodes the blocks of the chosen runs and copies their pieces, by the kernel.
+
+        As many threads may be at it at once as there are parts, the second. Where something is
+        wrong, `otherwise` is done instead.
+        """
+        layout = compiled.lay_out(cut, bytes(chosen), self._table)
+        counts = [n for n, wanted in zip(cut.blocks, chosen, strict=True) if wanted]
+        whole = counts.count(self._per_chunk)
         self._context.chunks_decoded += whole
-        self._context.blocks_decoded += len(blocks) - whole * self._per_chunk
-        sizes = compiled.scratch_sizes(wanted, pieces)
-        state = np.zeros(2, np.int64)
+        self._context.blocks_decoded += sum(counts) - whole * self._per_chunk
+        file, state = self._data.source, np.zeros(2, np.int64)
 
         def task() -> None:
-            stored = self._context.scratch("stored", sizes[0])
-            decoded = self._context.scratch("decoded", sizes[1])
-            if not compiled.decode(wanted, pieces, out, state, stored, decoded):
+            stored = self._context.scratch("stored", layout.stored)
+            decoded = self._context.scratch("decoded", layout.decoded)
+            if not compiled.decode(file, self._table, layout, out, state, stored, decoded):
                 otherwise()
 
-        return task
+        return task, layout.groups
 
     def _decode_run(self, chunk: int, first: int, count: int, out: Bytes) -> None:
         """As `_decode_blocks`, of `count` blocks of one chunk from `first`, in plain numbers."""
@@ -331,7 +335,7 @@ class ColumnReader:
     def read(self, starts: Int64s, stops: Int64s) -> npt.NDArray[Any]:
         """The rows in ``[starts, stops)``, one range after another."""
         total = int((stops - starts).sum())
-        out = np.empty((total, *self._row_shape), self._dtype)
+        out = memory.empty((total, *self._row_shape), self._dtype)
         self._gather(starts, stops, out)
         return out
 

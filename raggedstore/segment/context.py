@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from raggedstore.segment.cache import ChunkCache
 from raggedstore.segment.file import OpenFiles
 
-__all__ = ["ReadContext"]
+__all__ = ["ReadContext", "sharing"]
 
 
 _SCRATCH = 2**22  # no more than this is kept for a thread and a use
@@ -41,23 +43,30 @@ class ReadContext:
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
     _pool_pid: int = field(init=False, default=0)
     lock: threading.Lock = field(init=False, default_factory=threading.Lock)
-    threads: int = field(init=False)  #: that decode at once
+    _cores: int = field(init=False)  #: that this process may use
 
     def __post_init__(self) -> None:
         self.cache = ChunkCache(self.budget)
-        # As many as this process may use cores
-        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         _live.add(self)
 
     @property
+    def threads(self) -> int:
+        """How many a read decodes in: the cores, or this thread's share of them."""
+        return max(1, self._cores // getattr(_shares, "count", 1))
+
+    @property
     def pool(self) -> ThreadPoolExecutor | None:
-        """Decoding threads of this process; None on one core. A forked child makes its own."""
+        """Decoding threads of this process; None where a read has one core.
+
+        A forked child makes its own.
+        """
         if self.threads < 2:
             return None
         if self._pool_pid != os.getpid():
             with self.lock:
                 if self._pool_pid != os.getpid():
-                    self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="raggedstore")
+                    self._pool = ThreadPoolExecutor(self._cores, thread_name_prefix="raggedstore")
                     self._pool_pid = os.getpid()
         return self._pool
 
@@ -81,6 +90,20 @@ class ReadContext:
         self._pool, self._pool_pid = None, 0
         self.cache = ChunkCache(self.budget)
         self.files.after_fork()
+
+
+_shares = threading.local()
+
+
+@contextmanager
+def sharing(count: int) -> Iterator[None]:
+    """Within it this thread reads beside `count` - 1 others, each with its share of the cores."""
+    before = getattr(_shares, "count", 1)
+    _shares.count = count
+    try:
+        yield
+    finally:
+        _shares.count = before
 
 
 # A forked child has none of its parent's threads, so what they held is made anew in it.

@@ -61,6 +61,7 @@ Task = Callable[[], None]
 class ChunkSource(Protocol):
     """A dataset cut into chunks, and how to get at them."""
 
+    rows: int
     chunk_rows: int
     row_nbytes: int
     block_nbytes: int  #: raw bytes of a block; 0 where chunks can only be decoded whole
@@ -68,6 +69,9 @@ class ChunkSource(Protocol):
 
     def cached(self, number: int) -> npt.NDArray[Any] | None:
         """The rows of a chunk, if they are in the cache or on their way there."""
+
+    def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
+        """As `cached`, of several chunks: rows, or their bytes."""
 
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
@@ -87,13 +91,13 @@ class ChunkSource(Protocol):
     def scratch(self, nbytes: int) -> Bytes:
         """Memory of this thread's own to decode into, until it asks again."""
 
-    def decode_pieces(
-        self, blocks: Int64s, pieces: compiled.Pieces, out: Bytes, otherwise: Task
-    ) -> Task:
-        """What decodes blocks and copies pieces of them to `out` with the kernel.
+    def decode_laid_out(
+        self, cut: compiled.Cut, chosen: list[bool], out: Bytes, otherwise: Task
+    ) -> tuple[Task, int]:
+        """What decodes the blocks of the chosen runs and copies their pieces, by the kernel.
 
-        Any number of threads may do it at once, each a part. Where something is wrong, `otherwise`
-        is done instead.
+        As many threads may be at it at once as there are parts, the second. Where something is
+        wrong, `otherwise` is done instead.
         """
 
 
@@ -160,22 +164,41 @@ def gather(
     side_by_side = places is None
     if places is None:
         places = offsets_of(stops - starts)[:-1]
-    starts, stops, places = merge_ranges(starts, stops, places)
-    if not len(starts):
+    total = int((stops - starts).sum())
+    if not total:
         return
+    if total * source.row_nbytes <= _THREADED and len(starts) * source.block_nbytes <= _THREADED:
+        pool = None
+    if pool is None:
+        threads = 1
+    if kernel.is_there() and source.block_nbytes:
+        run(_compiled_tasks(starts, stops, places, out, source, threads), pool, threads)
+    else:
+        _gather(starts, stops, out, source, pool, threads, places, side_by_side=side_by_side)
+
+
+def _gather(
+    starts: Int64s,
+    stops: Int64s,
+    out: npt.NDArray[Any],
+    source: ChunkSource,
+    pool: ThreadPoolExecutor | None,
+    threads: int,
+    places: Int64s,
+    *,
+    side_by_side: bool = False,
+) -> None:
+    """`gather` without the kernel; `side_by_side` says that places are where they must be."""
+    starts, stops, places = merge_ranges(starts, stops, places)
     total = int((stops - starts).sum())
     pieces = cut_at_chunks(starts, stops, places, source.chunk_rows)
     keys = pieces.chunk
     if source.block_nbytes:
         chunk_nbytes = source.chunk_rows * source.row_nbytes
         keys = (keys * chunk_nbytes + pieces.low * source.row_nbytes) // source.block_nbytes
-    if max(total * source.row_nbytes, len(starts) * source.block_nbytes) <= _THREADED:
-        pool = None
-    if pool is None:
-        threads = 1
-    tiny = total < _TINY * len(keys) and not kernel.is_there()
+    tiny = total < _TINY * len(keys)
     if (keys[1:] >= keys[:-1]).all() and (side_by_side or not tiny):
-        run(_tasks(pieces, out, source, threads), pool, threads)
+        run(_tasks(pieces, out, source), pool, threads)
         return
     order = stable_order(keys)
     count = pieces.count[order]
@@ -185,7 +208,7 @@ def gather(
     if tiny:
         rows, place = np.empty((total, *out.shape[1:]), out.dtype), offsets[:-1]
     in_order = _Pieces(pieces.chunk[order], pieces.low[order], count, place)
-    run(_tasks(in_order, rows, source, threads), pool, threads)
+    run(_tasks(in_order, rows, source), pool, threads)
     if tiny and side_by_side:
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
@@ -224,7 +247,90 @@ def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> Non
             raise error
 
 
-def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource, threads: int) -> list[Task]:
+def _compiled_tasks(
+    starts: Int64s,
+    stops: Int64s,
+    places: Int64s,
+    out: npt.NDArray[Any],
+    source: ChunkSource,
+    threads: int,
+) -> list[Task]:
+    """What is to be done, each part independent of the others, where there is the kernel."""
+    chunk_nbytes = source.chunk_rows * source.row_nbytes
+    cut = compiled.cut(
+        starts,
+        stops,
+        places,
+        rows=source.rows,
+        row=source.row_nbytes,
+        chunk=chunk_nbytes,
+        block=source.block_nbytes,
+    )
+    to = out.reshape(-1).view(np.uint8)
+    otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
+    held = source.held(cut.chunks)
+    missing = [i for i, rows in enumerate(held) if rows is None]
+    whole = cut.whole(chunk_nbytes) if chunk_nbytes > _TRIFLE else [False] * len(held)
+    most = chunk_nbytes // source.block_nbytes
+    if source.is_side:
+        most = 3 * most // 4
+    by_blocks = [False] * len(held)
+    tasks: list[Task] = []
+    for i in missing:
+        number = cut.chunks[i]
+        if whole[i]:
+            by_blocks[i] = source.has_blocks(number)
+        elif cut.blocks[i] <= most:
+            by_blocks[i] = source.rent(number, cut.blocks[i] * source.block_nbytes)
+        if not by_blocks[i]:
+            tasks.append(partial(_copy_fetched, cut, i, to, source, otherwise, keep=not whole[i]))
+    if any(by_blocks):
+        task, parts = source.decode_laid_out(cut, by_blocks, to, otherwise)
+        tasks += [task] * min(parts, threads)
+    if len(missing) == len(held):
+        return tasks
+    # Copies come first: what they copy from may be dropped from the cache by what follows.
+    return [*_copies(cut, held, to), *tasks]
+
+
+def _copies(cut: compiled.Cut, held: list[npt.NDArray[Any] | None], out: Bytes) -> Iterator[Task]:
+    """Copy pieces of the runs whose chunks are `held`."""
+    size, some, rows = 0, [], []
+    sizes = cut.sizes()
+    for i, chunk in enumerate(held):
+        if chunk is not None:
+            size += sizes[i]
+            some.append(i)
+            rows.append(chunk)
+        if size >= _COPIES or (some and i == len(held) - 1):
+            yield partial(_copy_runs, cut, some, rows, out)
+            size, some, rows = 0, [], []
+
+
+def _copy_runs(
+    cut: compiled.Cut, runs: list[int], rows: list[npt.NDArray[Any]], out: Bytes
+) -> None:
+    edges, low, count, place = cut.of(runs)
+    chunks = [chunk.reshape(-1).view(np.uint8) for chunk in rows]
+    kernel.compiled().copy(chunks, 1, edges, low, count, place, out)
+
+
+def _copy_fetched(
+    cut: compiled.Cut, run: int, out: Bytes, source: ChunkSource, otherwise: Task, *, keep: bool
+) -> None:
+    """Decode a chunk whole, to `keep` it or not, and copy the pieces of a run from it."""
+    try:
+        if keep:
+            _copy_runs(cut, [run], [source.fetch(cut.chunks[run])], out)
+        else:
+            *_, place = cut.of([run])
+            nbytes = source.chunk_rows * source.row_nbytes
+            source.decode_into(cut.chunks[run], out[int(place[0]) : int(place[0]) + nbytes])
+    except CorruptionError:  # what is wanted may lie in blocks that are whole
+        otherwise()
+
+
+def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> list[Task]:
     """What is to be done, each part independent of the others."""
     chunk = pieces.chunk
     edges = [0, *(np.flatnonzero(chunk[1:] != chunk[:-1]) + 1).tolist(), len(chunk)]
@@ -234,45 +340,34 @@ def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource, threads:
     needed = None if plan is None else np.add.reduceat(plan.fresh, edges[:-1]).tolist()
     chunk_nbytes = source.chunk_rows * source.row_nbytes
     whole_blocks = 0 if plan is None else plan.per_chunk
-    by_kernel = kernel.is_there()
     tasks: list[Task] = []
-    held: list[tuple[int, int, npt.NDArray[Any]]] = []
     job: list[tuple[int, int]] = []
     job_blocks = 0
     for i, number in enumerate(numbers):
         a, b = edges[i], edges[i + 1]
         decoded = source.cached(number)
-        if decoded is not None and by_kernel:
-            held.append((a, b, decoded))
-        elif decoded is not None:
+        if decoded is not None:
             _copy(pieces, a, b, out, decoded, pieces.low)
         elif b - a == 1 and sizes[i] == source.chunk_rows and chunk_nbytes > _TRIFLE:
-            if by_kernel and plan is not None and source.has_blocks(number):
-                _add(job, a, b)
-                continue
             whole = _whole(source, number, out, int(pieces.place[a]), sizes[i])
             tasks.append(_or_blocks(whole, source, plan, pieces, a, b, out))
         elif (
             plan is not None
             and needed is not None
-            and ((by_kernel and not source.is_side) or 4 * needed[i] <= 3 * whole_blocks)
+            and 4 * needed[i] <= 3 * whole_blocks
             and source.rent(number, needed[i] * source.block_nbytes)
         ):
             _add(job, a, b)
             job_blocks += needed[i]
-            if job_blocks * source.block_nbytes >= _JOB and not by_kernel:
+            if job_blocks * source.block_nbytes >= _JOB:
                 tasks.append(_blocks(source, plan, pieces, job, out))
                 job, job_blocks = [], 0
         else:
             fetched = _fetched(source, pieces, a, b, out)
             tasks.append(_or_blocks(fetched, source, plan, pieces, a, b, out))
     if job and plan is not None:
-        if by_kernel:
-            tasks += _compiled_blocks(source, plan, pieces, job, out, threads)
-        else:
-            tasks.append(_blocks(source, plan, pieces, job, out))
-    # Copies come first: what they copy from may be dropped from the cache by what follows.
-    return [*_copies(pieces, held, out), *tasks]
+        tasks.append(_blocks(source, plan, pieces, job, out))
+    return tasks
 
 
 def _add(runs: list[tuple[int, int]], a: int, b: int) -> None:
@@ -312,37 +407,6 @@ def _whole(source: ChunkSource, number: int, out: npt.NDArray[Any], at: int, row
 
 def _fetched(source: ChunkSource, pieces: _Pieces, a: int, b: int, out: npt.NDArray[Any]) -> Task:
     return lambda: _copy(pieces, a, b, out, source.fetch(int(pieces.chunk[a])), pieces.low)
-
-
-def _copies(
-    pieces: _Pieces, held: list[tuple[int, int, npt.NDArray[Any]]], out: npt.NDArray[Any]
-) -> Iterator[Task]:
-    """Copy pieces from chunks that are in memory, for each where they begin and end, and it."""
-    nbytes = out[:1].nbytes
-    first, size = 0, 0
-    for i, (a, b, _) in enumerate(held):
-        size += nbytes * (int(pieces.count[a]) if b - a == 1 else int(pieces.count[a:b].sum()))
-        if size >= _COPIES or i == len(held) - 1:
-            yield partial(_copy_held, pieces, held[first : i + 1], out)
-            first, size = i + 1, 0
-
-
-def _copy_held(
-    pieces: _Pieces, held: list[tuple[int, int, npt.NDArray[Any]]], out: npt.NDArray[Any]
-) -> None:
-    which = _which([(a, b) for a, b, _ in held])
-    edges = offsets_of(np.array([b - a for a, b, _ in held], np.int64))
-    done = kernel.copy_rows(
-        [rows for _, _, rows in held],
-        edges,
-        pieces.low[which],
-        pieces.count[which],
-        pieces.place[which],
-        out,
-    )
-    if not done:
-        for a, b, rows in held:
-            _copy(pieces, a, b, out, rows, pieces.low)
 
 
 def _which(runs: list[tuple[int, int]]) -> slice | Int64s:
@@ -395,28 +459,6 @@ def _block_plan(pieces: _Pieces, source: ChunkSource) -> _BlockPlan:
     np.maximum.accumulate(last[:-1], out=reached[1:])
     fresh_first = np.maximum(first, reached + 1)
     return _BlockPlan(per_chunk, first, fresh_first, np.maximum(last - fresh_first + 1, 0))
-
-
-def _compiled_blocks(
-    source: ChunkSource,
-    plan: _BlockPlan,
-    pieces: _Pieces,
-    job: list[tuple[int, int]],
-    out: npt.NDArray[Any],
-    threads: int,
-) -> Iterator[Task]:
-    """As `_blocks` by the kernel, in as many tasks as there are threads for it."""
-    blocks, at = _block_layout(source, plan, pieces, take := _which(job))
-    wanted = compiled.group(
-        at,
-        pieces.count[take] * source.row_nbytes,
-        pieces.place[take] * source.row_nbytes,
-        source.block_nbytes,
-    )
-    otherwise = _blocks(source, plan, pieces, job, out)
-    task = source.decode_pieces(blocks, wanted, out.reshape(-1).view(np.uint8), otherwise)
-    for _ in range(min(threads, len(wanted.edges) - 1)):
-        yield task
 
 
 def _block_layout(

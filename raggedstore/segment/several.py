@@ -15,6 +15,7 @@ import numpy.typing as npt
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.layout import DATA
 from raggedstore.schema import Field
+from raggedstore.segment import memory
 from raggedstore.segment.reader import SegmentReader
 
 __all__ = ["Part", "dense", "ragged", "shapes"]
@@ -55,7 +56,7 @@ def ragged(
         own = None if windows is None else (windows[0][at], windows[1][at])
         starts[at], stops[at], shapes[at] = part.reader.bounds(name, part.positions, own)
     offsets = offsets_of(stops - starts)
-    values = np.empty(offsets[-1], field.dtype)
+    values = memory.empty((int(offsets[-1]),), field.dtype)
     for part in parts:
         at = part.places
         part.reader.column(name, DATA).read_into(starts[at], stops[at], values, offsets[at])

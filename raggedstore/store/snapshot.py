@@ -21,6 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import (
     ConflictError,
@@ -119,6 +120,10 @@ class Snapshot(Samples):
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def concurrent(self) -> bool:
+        return kernel.is_there()
 
     def close(self) -> None:
         """Let go of the version and of decoded chunks."""

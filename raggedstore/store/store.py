@@ -201,6 +201,10 @@ class Store(Samples):
         return dict(self.manifest.compressions)
 
     @property
+    def concurrent(self) -> bool:
+        return self._snapshot.concurrent
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """The user's metadata at this version."""
         return dict(self.manifest.metadata)

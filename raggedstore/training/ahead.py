@@ -1,9 +1,9 @@
-"""Work done ahead of who takes it, in a thread, within a number of bytes.
+"""Work done ahead of who takes it, in threads, within a number of bytes.
 
-Two queues join the thread and the taker: results go one way, and what the taker is done with
-comes back the other as credit. Only the thread counts, so no lock is held by anyone. Both queues
-are `SimpleQueue`s, which garbage collection may put to at any moment, even in the midst of
-another put: an iterator that is dropped anywhere can tell its thread to stop.
+Two queues join the threads and the taker: results go one way, and what the taker is done with
+comes back the other as credit. Whose turn it is to take a job counts, and no lock is held by the
+taker. Both queues are `SimpleQueue`s, which garbage collection may put to at any moment, even in
+the midst of another put: an iterator that is dropped anywhere can tell its threads to stop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Ahead", "Job", "in_turn"]
 
 T = TypeVar("T")
 
-#: Seconds that the thread is out of the way of a taker who has been waiting for a result. Without
+#: Seconds that a thread is out of the way of a taker who has been waiting for a result. Without
 #: them it would go on with the interpreter's lock, and the taker get that after 5 ms only.
 _GIVE_WAY = 5e-5
 
@@ -34,41 +34,45 @@ Jobs = Generator[Job[T], None, None]
 
 _DONE = object()
 
-#: How long an iterator that ends early waits for its thread, which is at most in the middle of a
+#: How long an iterator that ends early waits for its threads, which are at most in the middle of a
 #: read. Not forever: it may be garbage collection that ends it, in a thread with a lock held that
-#: the reading thread wants.
+#: a reading thread wants.
 _PATIENCE = 2.0
 
 
 class Ahead(Generic[T]):
-    """An iterator over the results of `jobs`, made in a thread before they are asked for.
+    """An iterator over the results of `jobs`, made in threads before they are asked for.
 
     Parameters
     ----------
     jobs
-        Asked for the next job, and closed at the end, in the thread.
+        Asked for the next job, and closed at the end, by one thread at a time.
     count
         Results to be made or ready besides the one that the taker has.
     limit
         Bytes of all results, with the one that the taker has; one result that is larger is made
         when there is no other.
+    threads
+        How many make results at a time. With more than one, a result may be made before the one
+        that comes before it; they are taken in the order of the jobs all the same.
     """
 
-    def __init__(self, jobs: Jobs[T], *, count: int, limit: int) -> None:
-        self._results: SimpleQueue[Any] = SimpleQueue()
-        self._credit: SimpleQueue[bool] = SimpleQueue()  # True: a result is done with; False: stop
-        self._holds = False
+    def __init__(self, jobs: Jobs[T], *, count: int, limit: int, threads: int = 1) -> None:
+        threads = min(threads, count + 1)
+        self._work = _Work(jobs, count + 1, limit, threads)
+        self._wanted = 0  # the number of the result that comes next
+        self._early: dict[int, Any] = {}  # results that are made before their turn
+        self._holds = self._failed = False
         self._pid = os.getpid()
-        # The thread knows the queues and not this object, which can thus be collected.
-        self._thread = threading.Thread(
-            target=_work,
-            args=(jobs, self._results, self._credit, count + 1, limit),
-            name="raggedstore-loader",
-            daemon=True,
-        )
-        weakref.finalize(self, self._credit.put, False).atexit = False
+        # The threads know the work and not this object, which can thus be collected.
+        self._threads = [
+            threading.Thread(target=self._work.run, name="raggedstore-loader", daemon=True)
+            for _ in range(threads)
+        ]
+        weakref.finalize(self, self._work.credit.put, False).atexit = False
         _live.add(self)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -76,20 +80,31 @@ class Ahead(Generic[T]):
     def __next__(self) -> T:
         if self._pid != os.getpid():
             raise UsageError(
-                "this iterator was made before a fork, and its thread is not in this process: "
+                "this iterator was made before a fork, and its threads are not in this process: "
                 "iterate over the loader anew"
             )
-        if self._holds:
-            self._credit.put(True)
-            self._holds = False
-        result = self._results.get()
-        if result is _DONE:
-            self._results.put(_DONE)  # for who asks once more
+        if self._failed:
             raise StopIteration
-        if isinstance(result, StopIteration):
-            # Raised as it is, it would pass for the end.
-            raise RuntimeError("a function that the loader calls raised StopIteration") from result
+        if self._holds:
+            self._work.credit.put(True)
+            self._holds = False
+        while self._wanted not in self._early:
+            number, result = self._work.take()
+            if result is _DONE:
+                self._failed = True
+                raise StopIteration
+            self._early[number] = result
+        result = self._early.pop(self._wanted)
+        self._wanted += 1
         if isinstance(result, BaseException):
+            self._failed = True
+            self._early.clear()
+            self._work.credit.put(False)
+            if isinstance(result, StopIteration):
+                # Raised as it is, it would pass for the end.
+                raise RuntimeError(
+                    "a function that the loader calls raised StopIteration"
+                ) from result
             raise result
         self._holds = True
         (value,) = result
@@ -97,45 +112,84 @@ class Ahead(Generic[T]):
         return made
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the threads."""
         if self._pid != os.getpid():
             return
-        self._credit.put(False)
-        if self._thread is not threading.current_thread():
-            self._thread.join(_PATIENCE)
+        self._work.credit.put(False)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_PATIENCE)
 
 
-class _Stopped(Exception):
-    """The taker wants no more."""
+class _Work:
+    """What the threads share with one another and the taker."""
 
+    def __init__(self, jobs: Jobs[Any], count: int, limit: int, threads: int) -> None:
+        #: Each result as a tuple of one, or an error in its place, with its number.
+        self.results: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self.credit: SimpleQueue[bool] = SimpleQueue()  # True: a result is done with; False: stop
+        self._hungry = False  # whether the taker waits for a result
+        self._jobs, self._count, self._limit = jobs, count, limit
+        self._turn = threading.Lock()
+        # Below is theirs whose turn it is.
+        self._out: deque[int] = deque()  # bytes of the results not yet done with, oldest first
+        self._begun = 0
+        self._stopped = False
+        self._running = threads
 
-def _work(
-    jobs: Jobs[Any],
-    results: SimpleQueue[Any],
-    credit: SimpleQueue[bool],
-    count: int,
-    limit: int,
-) -> None:
-    """Put the results of `jobs`, each as a tuple of one, then `_DONE`; an error in its place."""
-    out: deque[int] = deque()  # bytes of the results not yet done with, oldest first
-    try:
-        for nbytes, make in jobs:
-            while not credit.empty() or (out and (len(out) >= count or sum(out) + nbytes > limit)):
-                if not credit.get():
-                    raise _Stopped
-                out.popleft()
-            out.append(nbytes)
-            results.put((make(),))
+    def take(self) -> tuple[int, Any]:
+        """A result, once there is one."""
+        self._hungry = True
+        result = self.results.get()
+        self._hungry = False
+        return result
+
+    def run(self) -> None:
+        """What a thread does: one job after another, until there are no more or it is to stop."""
+        while True:
+            with self._turn:
+                number, make = self._next()
+            if make is None:
+                return
+            try:
+                self.results.put((number, (make(),)))
+            except BaseException as error:  # whatever it is, it belongs to the taker
+                self._stopped = True
+                self.results.put((number, error))
             del make  # holds what the result was made of
-            if len(out) - credit.qsize() < 2:
+            if self._hungry:
                 time.sleep(_GIVE_WAY)
-    except _Stopped:
-        pass
-    except BaseException as error:  # whatever it is, it belongs to the taker
-        results.put(error)
-    finally:
-        jobs.close()
-        results.put(_DONE)
+
+    def _next(self) -> tuple[int, Callable[[], Any] | None]:
+        """A job and its number; None once there is no more for this thread."""
+        number = self._begun
+        try:
+            if not self._stopped:
+                nbytes, make = next(self._jobs)
+                while not self._stopped and (not self.credit.empty() or self._is_full(nbytes)):
+                    if self.credit.get():
+                        self._out.popleft()
+                    else:
+                        self._stopped = True
+            if not self._stopped:
+                self._out.append(nbytes)
+                self._begun += 1
+                return number, make
+            self._jobs.close()
+        except StopIteration:
+            self._stopped = True
+        except BaseException as error:
+            self._begun, self._stopped = number + 1, True
+            self.results.put((number, error))
+        self._running -= 1
+        if not self._running:
+            self.results.put((self._begun, _DONE))
+        return number, None
+
+    def _is_full(self, nbytes: int) -> bool:
+        """Whether there is no room for a result of so many bytes."""
+        out = self._out
+        return bool(out) and (len(out) >= self._count or sum(out) + nbytes > self._limit)
 
 
 def in_turn(jobs: Jobs[T]) -> Generator[T, None, None]:

@@ -498,6 +498,7 @@ class Loader:
             self._divided,
             self._measures,
             collate=self._collate,
+            own=not callable(self.collate),
             stages=stages,
             declared=self._declared,
             skip=skip,
@@ -507,15 +508,15 @@ class Loader:
         deals = self._deals(begun, worker, workers, phase)
         before = begun.batches // self.batches_a_step
         watch = self._watch = Watch(self.samples, begun.epoch, before, self.budget)
-        return self._iterate(begun, reader.jobs(deals), stages, watch)
+        return self._iterate(begun, reader.jobs(deals), reader.abreast, stages, watch)
 
     def _iterate(
-        self, begun: _Progress, jobs: Jobs[Made], stages: Stages, watch: Watch
+        self, begun: _Progress, jobs: Jobs[Made], abreast: int, stages: Stages, watch: Watch
     ) -> Generator[Any, None, None]:
         budget = self._divided
         watch.begin()
         _keep_freed_memory(budget.read)
-        lists = results(jobs, count=budget.ahead, limit=budget.ready)
+        lists = results(jobs, count=budget.ahead, limit=budget.ready, threads=abreast)
         latest = begun
         world = self.batches_a_step
         whole = False

@@ -35,6 +35,7 @@ from raggedstore.errors import CorruptionError, StorageError
 from raggedstore.indexing import stable_order
 from raggedstore.samples import Column, Samples, present
 from raggedstore.schema import Field
+from raggedstore.segment.context import sharing
 from raggedstore.training import columns
 from raggedstore.training.ahead import Ahead, Jobs, in_turn
 from raggedstore.training.batching import Rule
@@ -50,6 +51,9 @@ from raggedstore.training.transforms import Failed, Stages
 __all__ = ["READ_BYTES", "Budget", "Made", "Reader", "Ready", "Windows", "results"]
 
 READ_BYTES = 2**24
+#: Reads made at a time, each with its share of the cores. Two of one thread each are faster than
+#: one of two: neither waits for the other's last block, nor is woken for each read.
+_ABREAST = 2
 
 #: Where there are transforms: bytes to begin with, and seconds that a read's may take.
 _TRIED = 2**18
@@ -96,9 +100,11 @@ class Budget:
         return cls(ready, total - ready, min(READ_BYTES, ready // (ahead + 1)), ahead)
 
 
-def results(jobs: Jobs[T], *, count: int, limit: int) -> Ahead[T] | Generator[T, None, None]:
+def results(
+    jobs: Jobs[T], *, count: int, limit: int, threads: int = 1
+) -> Ahead[T] | Generator[T, None, None]:
     """The results of `jobs`, `count` of them ahead of who takes them."""
-    return Ahead(jobs, count=count, limit=limit) if count else in_turn(jobs)
+    return Ahead(jobs, count=count, limit=limit, threads=threads) if count else in_turn(jobs)
 
 
 class Pace:
@@ -171,6 +177,8 @@ class Reader:
         How large samples are.
     collate
         Makes of the columns of a batch what the loop gets.
+    own
+        Whether that is ours, and may be called by two threads at once.
     stages
         Transforms of what is read.
     declared
@@ -192,6 +200,7 @@ class Reader:
         measures: Measures,
         *,
         collate: Callable[[Any], Any],
+        own: bool,
         stages: Stages,
         declared: Mapping[str, Field],
         skip: bool,
@@ -206,6 +215,10 @@ class Reader:
         self._pace = Pace(budget.read, at_once=stages.batches_at_once, transformed=bool(stages))
         # Of cropped samples only the windows are to be read, so never more than a batch's.
         self._windowed = windowed and not crops
+        #: Reads that may be made at a time.
+        self.abreast = 1
+        if own and samples.concurrent and not self._windowed and not stages and budget.ahead:
+            self.abreast = _ABREAST
 
     def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made]:
         """Jobs that make lists of batches."""
@@ -377,7 +390,8 @@ class Reader:
     def _decode(self, dealt: Dealt, first: int, last: int, windows: Windows) -> Made:
         edges = dealt.batches.edges
         positions = dealt.batches.picks.positions[edges[first] : edges[last]]
-        decoded, lost = self._read(positions, windows)
+        with sharing(self.abreast):
+            decoded, lost = self._read(positions, windows)
         return self._made(decoded, dealt, first, last, lost)
 
     # By way of windows

@@ -3,7 +3,7 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,34 @@ def chunk(*, compresses: bool) -> tuple[bytes, bytes, np.ndarray]:
     return stored, stored[:4] + bytes(4) + stored[8:12] + bytes(4) + stored[16:32], edges
 
 
-def chunk_in_file(path: Path) -> compiled.Blocks:
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks as a `Layout` has them, and the file they lie in."""
+
+    file: memoryview
+    table: compiled.Table
+    begins: np.ndarray
+    sizes: np.ndarray
+    raw: np.ndarray
+    checks: np.ndarray
+
+    def of(self, which: list[int]) -> dict[str, Any]:
+        """Some of them."""
+        names = ("begins", "sizes", "raw", "checks")
+        return {name: getattr(self, name)[which] for name in names}
+
+
+def table_of(header: bytes, chunks: int, edges: np.ndarray, checks: Any) -> compiled.Table:
+    return compiled.Table(
+        header,
+        BLOCK,
+        np.arange(chunks).astype(np.uint64) * (int(edges[-1]) & (2**31 - 1)),
+        np.tile(edges.astype(np.uint32), (chunks, 1)),
+        checks if checks is None else np.tile(checks, (chunks, 1)),
+    )
+
+
+def chunk_in_file(path: Path) -> Blocks:
     """Blocks of a chunk, every third of them not compressed; some lie apart from the others."""
     stored, header, edges = chunk(compresses=True)
     content = b""
@@ -54,10 +81,9 @@ def chunk_in_file(path: Path) -> compiled.Blocks:
         content += block
     path.write_bytes(content)
     checks = [block_checksum(content[a : a + n]) for a, n in zip(begins, sizes, strict=True)]
-    return compiled.Blocks(
+    return Blocks(
         memoryview(content),
-        header,
-        BLOCK,
+        table_of(header, 1, edges, None),
         np.array(begins, np.int64),
         np.array(sizes, np.int64),
         raw,
@@ -71,7 +97,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blocks(path: Path) -> compiled.Blocks:
+def blocks(path: Path) -> Blocks:
     return chunk_in_file(path)
 
 
@@ -89,53 +115,109 @@ def wanted(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
     return which, low, high - low
 
 
-def of(blocks: compiled.Blocks, which: list[int], **changes: Any) -> compiled.Blocks:
-    """Some of the blocks."""
-    assert blocks.checks is not None
-    taken = {name: getattr(blocks, name)[which] for name in ("begins", "sizes", "raw", "checks")}
-    return replace(blocks, **{**taken, **changes})
+NUMBERS = ("begins", "sizes", "froms", "counts", "places", "edges", "block_edges")
+
+
+def laid_out(
+    count: int, low: np.ndarray, counts: np.ndarray, places: np.ndarray, **of_blocks: Any
+) -> compiled.Layout:
+    """Pieces of `count` blocks, each of which has some: what the blocks are may be said besides."""
+    cut = compiled.cut(
+        *(low, low + counts, places), rows=count * BLOCK, row=1, chunk=count * BLOCK, block=BLOCK
+    )
+    table = table_of(bytes(32), 1, np.arange(count + 1) * BLOCK, None)
+    layout = compiled.lay_out(cut, b"\1", table)
+    arrays = {name: np.frombuffer(getattr(layout, name), np.int64) for name in NUMBERS}
+    stored = 32 + (4 + 2 * BLOCK) * int(np.diff(arrays["block_edges"]).max())
+    return replace(layout, **{**arrays, "stored": stored, **of_blocks})
 
 
 def decode(
-    blocks: compiled.Blocks, pieces: compiled.Pieces, size: int, threads: int = 1
+    file: Any, table: compiled.Table, layout: compiled.Layout, size: int, threads: int = 1
 ) -> tuple[bool, np.ndarray]:
     out, state = np.zeros(size, np.uint8), np.zeros(2, np.int64)
-    stored, decoded = compiled.scratch_sizes(blocks, pieces)
 
     def work() -> bool:
-        scratch = np.empty(stored, np.uint8), np.empty(decoded, np.uint8)
-        return compiled.decode(blocks, pieces, out, state, *scratch)
+        scratch = np.empty(layout.stored, np.uint8), np.empty(layout.decoded, np.uint8)
+        return compiled.decode(file, table, layout, out, state, *scratch)
 
     with ThreadPoolExecutor(threads) as pool:
         done = [task.result() for task in [pool.submit(work) for _ in range(threads)]]
     return all(done), out
 
 
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted), max_size=20),
+    st.data(),
+)
+def test_ranges_are_cut_where_chunks_end_and_come_in_the_order_of_blocks(
+    row: int, per_chunk: int, ranges: list[list[int]], data: st.DataObject
+) -> None:
+    block = row * data.draw(st.sampled_from([1, 3]))
+    chunk = block * per_chunk
+    starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
+    places = np.array([40 * i for i in range(len(ranges))], np.int64)
+    joined = data.draw(st.booleans())
+    if joined:
+        places = np.cumsum(stops - starts) - (stops - starts)
+
+    cut = compiled.cut(starts, stops, places, rows=30, row=row, chunk=chunk, block=block)
+
+    edges, low, count, place = cut.of(list(range(len(cut.chunks))))
+    number = np.repeat(cut.chunks, np.diff(edges)).astype(np.int64)
+    went = [
+        (int(c) * chunk + int(a) + i, int(p) + i)
+        for c, a, n, p in zip(number, low, count, place, strict=True)
+        for i in range(n)
+    ]
+    want = [
+        (start * row + i, int(at) * row + i)
+        for (start, stop), at in zip(ranges, places, strict=True)
+        for i in range((stop - start) * row)
+    ]
+    assert sorted(went) == sorted(want)
+    assert (low + count <= chunk).all()
+    assert (np.diff(number * chunk + low // block * block) >= 0).all()
+    assert cut.chunks == sorted(set(cut.chunks))
+    touched = {at // block for at, _ in want}
+    assert cut.blocks == [sum(b // per_chunk == c for b in touched) for c in cut.chunks]
+    assert sum(cut.sizes()) == len(want)
+    alone = [
+        n == 1 and int(count[a]) == chunk
+        for a, n in zip(edges[:-1].tolist(), np.diff(edges).tolist(), strict=True)
+    ]
+    assert cut.whole(chunk) == alone
+
+
 @given(wanted(), st.sampled_from([1, 100, 150, 500, 2**17]))
 def test_groups_share_no_block_and_cut_what_is_long(
     asked: tuple[list[int], np.ndarray, np.ndarray], target: int
 ) -> None:
-    _, low, count = asked
+    which, low, count = asked
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_GROUP", target)
-        pieces = compiled.group(low, count, np.cumsum(count) - count, BLOCK)
+        layout: Any = laid_out(len(which), low, count, np.cumsum(count) - count)
 
     # Every byte goes where it went before.
     went = {}
-    for start, n, place in zip(pieces.froms, pieces.counts, pieces.places, strict=True):
+    for start, n, place in zip(layout.froms, layout.counts, layout.places, strict=True):
         assert n > 0
         went |= {int(place) + i: int(start) + i for i in range(n)}
     assert [went[i] for i in range(len(went))] == [
         int(start) + i for start, n in zip(low, count, strict=True) for i in range(n)
     ]
-    first, last = pieces.froms // BLOCK, (pieces.froms + pieces.counts - 1) // BLOCK
-    assert pieces.block_edges[0] == 0 and pieces.block_edges[-1] == last.max() + 1
-    assert (np.diff(pieces.block_edges) > 0).all()
-    assert (np.diff(pieces.block_edges) <= max(target // BLOCK, 1)).all()
-    for group in range(len(pieces.edges) - 1):
-        of_group = slice(*pieces.edges[group : group + 2])
-        assert first[of_group].min() == pieces.block_edges[group]
-        assert last[of_group].max() + 1 == pieces.block_edges[group + 1]
+    first, last = layout.froms // BLOCK, (layout.froms + layout.counts - 1) // BLOCK
+    assert layout.block_edges[0] == 0 and layout.block_edges[-1] == last.max() + 1 == len(which)
+    assert (np.diff(layout.block_edges) > 0).all()
+    assert (np.diff(layout.block_edges) <= max(target // BLOCK, 1)).all()
+    assert layout.groups == len(layout.edges) - 1
+    assert layout.decoded == np.diff(layout.block_edges).max() * BLOCK
+    for group in range(layout.groups):
+        of_group = slice(*layout.edges[group : group + 2])
+        assert first[of_group].min() == layout.block_edges[group]
+        assert last[of_group].max() + 1 == layout.block_edges[group + 1]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -148,7 +230,7 @@ def test_groups_share_no_block_and_cut_what_is_long(
 )
 def test_pieces_are_what_the_blocks_hold(
     path: Path,
-    blocks: compiled.Blocks,
+    blocks: Blocks,
     threads: int,
     asked: tuple[list[int], np.ndarray, np.ndarray],
     target: int,
@@ -163,25 +245,25 @@ def test_pieces_are_what_the_blocks_hold(
     held = RAW.reshape(COUNT, BLOCK)[which].reshape(-1)
     with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
         patch.setattr(compiled, "_GROUP", target)
-        pieces = compiled.group(low, count, places, BLOCK)
-        changes: dict[str, Any] = {"file": file} if from_file else {}
-        changes |= {} if checked else {"checks": None}
-        done, out = decode(of(blocks, which, **changes), pieces, int(count.sum()), threads)
+        of_blocks = blocks.of(which) | ({} if checked else {"checks": None})
+        layout = laid_out(len(which), low, count, places, **of_blocks)
+        source = file if from_file else blocks.file
+        done, out = decode(source, blocks.table, layout, int(count.sum()), threads)
     assert done
     for start, n, place in zip(low, count, places, strict=True):
         np.testing.assert_array_equal(out[place : place + n], held[start : start + n])
 
 
 @given(data=st.data())
-def test_a_damaged_block_is_noticed(blocks: compiled.Blocks, data: st.DataObject) -> None:
-    assert isinstance(blocks.file, memoryview)
+def test_a_damaged_block_is_noticed(blocks: Blocks, data: st.DataObject) -> None:
     content = bytearray(blocks.file)
     number = data.draw(st.integers(0, COUNT - 1))
     at = int(blocks.begins[number]) + data.draw(st.integers(0, int(blocks.sizes[number]) - 1))
     content[at] ^= 1 << data.draw(st.integers(0, 7))
     every = np.arange(COUNT) * BLOCK
-    pieces = compiled.group(every, np.full(COUNT, BLOCK), every, BLOCK)
-    done, _ = decode(replace(blocks, file=memoryview(bytes(content))), pieces, BLOCK * COUNT, 2)
+    of_blocks = blocks.of(list(range(COUNT)))
+    layout = laid_out(COUNT, every, np.full(COUNT, BLOCK), every, **of_blocks)
+    done, _ = decode(memoryview(bytes(content)), blocks.table, layout, BLOCK * COUNT, 2)
     assert not done
 
 
@@ -190,40 +272,76 @@ HUGE = [-(2**63), -(2**62), -(2**31), -1, 0, 1, 63, 65, 2**31 - 1, 2**31, 2**32,
 
 @given(data=st.data())
 def test_whatever_it_is_told_it_stays_within_its_buffers(
-    path: Path, blocks: compiled.Blocks, data: st.DataObject
+    path: Path, blocks: Blocks, data: st.DataObject
 ) -> None:
     which, low, count = data.draw(wanted())
     with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
         patch.setattr(compiled, "_GROUP", data.draw(st.sampled_from([1, 150, 2**17])))
-        pieces = compiled.group(low, count, np.cumsum(count) - count, BLOCK)
-        asked = of(blocks, which, checks=data.draw(st.sampled_from([None, blocks.checks[which]])))
-        scratch = compiled.scratch_sizes(asked, pieces)
+        layout = laid_out(len(which), low, count, np.cumsum(count) - count, **blocks.of(which))
         if data.draw(st.booleans()):
-            asked = replace(asked, file=file)
+            layout = replace(layout, checks=None)
         for _ in range(data.draw(st.integers(1, 3))):
-            names = ["begins", "sizes", "froms", "counts", "places", "edges", "block_edges"]
-            name = data.draw(st.sampled_from(names))
-            of_blocks = name in ("begins", "sizes")
-            lies = getattr(asked if of_blocks else pieces, name).copy()
+            name = data.draw(st.sampled_from(NUMBERS))
+            lies = getattr(layout, name).copy()
             at = data.draw(st.integers(0, len(lies) - 1))
             lies[at] = data.draw(st.sampled_from(HUGE) | st.integers(-9, 9).map(lies[at].__add__))
             lies = lies[: data.draw(st.sampled_from([len(lies), len(lies), len(lies) - 1]))]
-            asked = replace(asked, **{name: lies}) if of_blocks else asked
-            pieces = pieces if of_blocks else replace(pieces, **{name: lies})
+            layout = replace(layout, **{name: lies})
+        table = blocks.table
         if data.draw(st.booleans()):
-            asked = replace(asked, nbytes=data.draw(st.sampled_from(HUGE)))
+            table = replace(table, nbytes=data.draw(st.sampled_from(HUGE)))
         # Fences on both sides of what it may write to.
-        memory = np.full(3 * 4096 + sum(scratch) + BLOCK * COUNT * 20, 7, np.uint8)
-        sizes = [int(count.sum()), *scratch]
+        sizes = [int(count.sum()), layout.stored, layout.decoded]
+        memory = np.full(3 * 4096 + sum(sizes) + BLOCK * COUNT * 20, 7, np.uint8)
         lows = np.cumsum([1024 + size for size in [0, *sizes[:-1]]])
         out, stored, decoded = (
             memory[a : a + n] for a, n in zip(lows.tolist(), sizes, strict=True)
         )
+        source = file if data.draw(st.booleans()) else blocks.file
         with suppress(ValueError):
-            compiled.decode(asked, pieces, out, np.zeros(2, np.int64), stored, decoded)
+            state = np.zeros(2, np.int64)
+            compiled.decode(source, table, layout, out, state, stored, decoded)
     for part in (out, stored, decoded):
         part[:] = 7
     assert (memory == 7).all()
+
+
+@given(data=st.data())
+def test_a_plan_of_lies_is_refused_or_makes_sense(data: st.DataObject) -> None:
+    number = st.sampled_from(HUGE) | st.integers(-2, 40)
+    ranges = data.draw(st.lists(st.tuples(number, number, number), max_size=5))
+    arrays = list(np.array(ranges, np.int64).reshape(-1, 3).T)
+    if data.draw(st.booleans()) and ranges:
+        which = data.draw(st.integers(0, 2))
+        arrays[which] = arrays[which][1:]
+    # Not so many pieces that making them takes long.
+    sizes = {name: data.draw(number) for name in ("row", "chunk", "block")}
+    with suppress(ValueError):
+        compiled.cut(*arrays, rows=data.draw(st.integers(-1, 40)), **sizes)
+
+    low = np.array([3, BLOCK * 2, BLOCK * 4 - 1, 7 * BLOCK], np.int64)
+    counts = np.array([BLOCK, 5, BLOCK * 3, 1], np.int64)
+    cut = compiled.cut(
+        *(low, low + counts, low), rows=12 * BLOCK, row=1, chunk=4 * BLOCK, block=BLOCK
+    )
+    checks = np.zeros(4, np.uint32) if data.draw(st.booleans()) else None
+    table = table_of(bytes(32), 2, np.arange(5) * BLOCK, checks)
+    for name in data.draw(st.sets(st.sampled_from(["pieces", "edges"]), min_size=1)):
+        lies = np.frombuffer(getattr(cut, name), np.int64).copy()
+        lies[data.draw(st.integers(0, len(lies) - 1))] = data.draw(number)
+        lies = lies[: data.draw(st.sampled_from([len(lies), len(lies), len(lies) - 1]))]
+        cut = replace(cut, **{name: lies.tobytes()})
+    block, group = data.draw(st.sampled_from([(BLOCK, 2 * BLOCK)]) | st.tuples(number, number))
+    if data.draw(st.booleans()):
+        table = replace(table, edges=table.edges[:, : data.draw(st.integers(0, 5))])
+    if data.draw(st.booleans()):
+        table = replace(table, offsets=table.offsets[: data.draw(st.integers(0, 2))])
+    chosen = bytes(data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=3)))
+    with suppress(ValueError):
+        plan = cut.pieces, cut.edges, chosen, block, group
+        made = kernel.compiled().lay_out(*plan, table.offsets, table.edges, table.checks)
+        froms, counts = (np.frombuffer(a, np.int64) for a in made[4:6])
+        assert (froms >= 0).all() and (counts > 0).all()
 
 
 def flagged(edges: np.ndarray, compresses: bool) -> np.ndarray:

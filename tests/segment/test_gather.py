@@ -22,13 +22,14 @@ class Chunks:
 
     def __init__(self, values: np.ndarray, chunk_rows: int, block_nbytes: int) -> None:
         rows = len(values)
+        self.rows = rows
         self.stored = np.zeros((-(-rows // chunk_rows) * chunk_rows, *values.shape[1:]), "i4")
         self.stored[:rows] = values
         self.chunk_rows = chunk_rows
         self.row_nbytes = self.stored.nbytes // max(len(self.stored), 1)
         self.block_nbytes = block_nbytes
         self.is_side = False
-        self.held: set[int] = set()
+        self.kept: set[int] = set()
         self.renting = True
         self.decoded: list[int] = []
         self.blocks: list[int] = []
@@ -37,7 +38,10 @@ class Chunks:
         return self.stored[number * self.chunk_rows : (number + 1) * self.chunk_rows]
 
     def cached(self, number: int) -> np.ndarray | None:
-        return self.chunk(number) if number in self.held else None
+        return self.chunk(number) if number in self.kept else None
+
+    def held(self, numbers: list[int]) -> list[np.ndarray | None]:
+        return [self.cached(number) for number in numbers]
 
     def fetch(self, number: int) -> np.ndarray:
         self.decoded.append(number)
@@ -64,26 +68,29 @@ class Chunks:
     def scratch(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
 
-    def decode_pieces(
-        self, blocks: np.ndarray, pieces: compiled.Pieces, out: np.ndarray, otherwise: Task
-    ) -> Task:
-        self.blocks += blocks.tolist()
-        wanted = compiled.Blocks(
-            memoryview(self.stored.tobytes()),
+    def decode_laid_out(
+        self, cut: compiled.Cut, chosen: list[bool], out: np.ndarray, otherwise: Task
+    ) -> tuple[Task, int]:
+        chunk_nbytes = self.chunk_rows * self.row_nbytes
+        edges = np.arange(0, chunk_nbytes + 1, self.block_nbytes, np.uint32)
+        edges[0] |= 2**31  # blocks are as they are
+        table = compiled.Table(
             bytes(32),
             self.block_nbytes,
-            blocks * self.block_nbytes,
-            np.full(len(blocks), self.block_nbytes),
-            np.ones(len(blocks), bool),
+            np.arange(0, self.stored.nbytes, chunk_nbytes, np.uint64),
+            np.tile(edges, (self.stored.nbytes // chunk_nbytes, 1)),
             None,
         )
+        layout = compiled.lay_out(cut, bytes(chosen), table)
+        self.blocks += (np.frombuffer(layout.begins, np.int64) // self.block_nbytes).tolist()
         state = np.zeros(2, np.int64)
 
         def task() -> None:
-            scratch = map(self.scratch, compiled.scratch_sizes(wanted, pieces))
-            assert compiled.decode(wanted, pieces, out, state, *scratch)
+            scratch = self.scratch(layout.stored), self.scratch(layout.decoded)
+            source = memoryview(self.stored.tobytes())
+            assert compiled.decode(source, table, layout, out, state, *scratch)
 
-        return task
+        return task, layout.groups
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -107,7 +114,7 @@ def test_any_ranges_come_to_their_places_and_nothing_is_decoded_twice(
     values = np.arange(rows * width, dtype="i4").reshape(rows, width)
     source = Chunks(values, chunk_rows, block_nbytes)
     n_chunks = -(-rows // chunk_rows)
-    source.held = set(data.draw(st.lists(st.integers(0, n_chunks - 1), max_size=3)))
+    source.kept = set(data.draw(st.lists(st.integers(0, n_chunks - 1), max_size=3)))
     source.renting = data.draw(st.booleans())
 
     starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
@@ -138,7 +145,7 @@ def test_any_ranges_come_to_their_places_and_nothing_is_decoded_twice(
     assert len(source.decoded) == len(set(source.decoded))
     assert len(source.blocks) == len(set(source.blocks))
     assert by_block.isdisjoint(source.decoded)
-    assert by_block | set(source.decoded) == touched - source.held
+    assert by_block | set(source.decoded) == touched - source.kept
 
 
 def test_only_the_blocks_that_are_touched_are_decoded() -> None:
@@ -161,9 +168,9 @@ def test_blocks_are_decoded_by_several_threads_however_little_of_them_is_wanted(
             met.wait()
             super().decode_blocks(blocks, out)
 
-        def decode_pieces(self, *args: Any) -> Task:
-            task = super().decode_pieces(*args)
-            return lambda: (met.wait(), task())[1]
+        def decode_laid_out(self, *args: Any) -> tuple[Task, int]:
+            task, parts = super().decode_laid_out(*args)
+            return lambda: (met.wait(), task())[1], parts
 
     source = Meeting(np.arange(2**18, dtype="i4"), 2**13, 2**14)  # two blocks in a chunk
     starts = np.arange(0, 2**18, 2**13)

@@ -9,8 +9,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from raggedstore import kernel
 from raggedstore.samples import Samples
 from raggedstore.training import FixedSize, Loader, Permuted, Sequential, Shuffled
 from raggedstore.training import loader as module
-from raggedstore.training.ahead import Ahead
 from tests.training.epochs import Between
 
 SCHEMA = {
@@ -333,31 +332,35 @@ def test_a_slow_loop_makes_nothing_grow(store: rs.Store, order: Any) -> None:
     assert eaten >= COUNT and total > 2400
 
 
-def test_work_ahead_keeps_to_its_count_and_bytes() -> None:
-    sizes = [10, 10, 70, 20, 200, 10, 10, 10, 10, 10, 10]
-    made: list[int] = []
-    news = threading.Semaphore(0)
+class Noted(Between):
+    """Samples that note which threads read them, and take their time."""
 
-    def make(i: int) -> int:
-        made.append(i)
-        news.release()
-        return i
+    concurrent = True
 
-    def jobs() -> Iterator[Any]:
-        for i, nbytes in enumerate(sizes):
-            yield nbytes, partial(make, i)
+    def __init__(self, base: Samples) -> None:
+        super().__init__(base)
+        self.threads: set[int] = set()
 
-    ahead = Ahead(jobs(), count=3, limit=100)
-    got = []
-    # How many are made once the loop has taken one more: 100 bytes, or one, or 3 and its own.
-    for there in (3, 4, 4, 4, 5, 9, 10, 11, 11, 11, 11):
-        got.append(next(ahead))
-        while len(made) < there:
-            assert news.acquire(timeout=10)
-        assert len(made) == there
-    assert got == made == list(range(len(sizes)))
-    assert next(ahead, None) is None and next(ahead, None) is None
-    ahead.close()
+    def read(self, name: str, positions: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        time.sleep(0.002)
+        return super().read(name, positions)
+
+
+@pytest.mark.parametrize("order", [Sequential(), Permuted(3)])
+def test_reads_of_two_threads_make_the_batches_of_one(store: rs.Store, order: Any) -> None:
+    def batches(**options: Any) -> tuple[list[Any], int]:
+        noted = Noted(store)
+        made = list(Loader(noted, order=order, batch=7, budget=20_000, **options))
+        return made, len(noted.threads)
+
+    # A function of the user's is called by one thread only.
+    one, of_one = batches(collate=lambda batch: batch)
+    two, of_two = batches()
+    assert (of_one, of_two) == (1, 2)
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        same(a, b)
 
 
 def test_a_loader_pickles_with_its_epoch(store: rs.Store) -> None:

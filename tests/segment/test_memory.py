@@ -1,0 +1,101 @@
+"""Memory of arrays that are gone is used again, and never while there are any over it."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raggedstore.segment import memory
+
+MB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def nothing_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_free", type(memory._free)(maxlen=4))
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_memory_of_an_array_that_is_gone_is_used_again() -> None:
+    first = memory.empty((2 * MB,), np.dtype("u1"))
+    at = address(first)
+    del first
+    again = memory.empty((MB // 4, 2), np.dtype("f4"))
+
+    assert address(again) == at
+    assert again.shape == (MB // 4, 2) and again.dtype == "f4"
+    assert again.flags.writeable and again.flags.c_contiguous and again.flags.aligned
+
+
+def test_it_is_not_while_any_view_of_it_is_there() -> None:
+    array = memory.empty((2 * MB,), np.dtype("u1"))
+    view = array[5:].view()[::7]
+    at = address(array)
+    del array
+    gc.collect()
+    view[:] = 3
+
+    other = memory.empty((2 * MB,), np.dtype("u1"))
+    other[:] = 9
+    assert address(other) != at and (view == 3).all()
+    del view
+    assert address(memory.empty((2 * MB,), np.dtype("u1"))) == at
+
+
+def test_little_and_large_arrays_are_numpys_own() -> None:
+    for size in (0, 100, MB - 1, 21 * MB):
+        array = memory.empty((size,), np.dtype("u1"))
+        assert array.base is None and len(array) == size
+        del array
+    assert not memory._free
+
+
+def test_what_is_kept_is_bounded_and_near_what_is_asked() -> None:
+    arrays = [memory.empty((k * MB,), np.dtype("u1")) for k in (1, 2, 4, 6, 8, 12, 16)]
+    odd = memory.empty((9 * MB + 1,), np.dtype("u1"))
+    assert len(odd.base.base._memory) == 10 * MB  # an eighth more at most
+    while arrays:
+        del arrays[0]
+    assert [len(kept) for kept in memory._free] == [k * MB for k in (6, 8, 12, 16)]
+
+    little = memory.empty((2 * MB,), np.dtype("u1"))  # which would waste most of any of those
+    assert len(little.base.base._memory) == 2 * MB and len(memory._free) == 4
+
+
+def test_threads_never_share_memory() -> None:
+    wrong = []
+
+    def work(number: int) -> None:
+        held: list[np.ndarray] = []
+        for turn in range(300):
+            array = memory.empty((MB + 1000 * (turn % 7),), np.dtype("u1"))
+            array[:] = number
+            held.append(array)
+            if len(held) > 2:
+                wrong.extend(a for a in held if not (a[:: MB // 5] == number).all())
+                held.pop(turn % 3)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["u1", "i2", "f8", "c16"])), max_size=8)
+)
+def test_arrays_are_of_the_shape_and_type_that_is_asked(asked: list[tuple[int, str]]) -> None:
+    for size, dtype in asked:
+        shape = (size, 1 + 2**19 // 7, 3)
+        array = memory.empty(shape, np.dtype(dtype))
+        plain = np.empty(shape, dtype)
+        assert (array.shape, array.dtype, array.strides) == (shape, plain.dtype, plain.strides)
+        assert array.flags.writeable and array.flags.aligned
