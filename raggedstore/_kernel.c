@@ -262,38 +262,47 @@ static int64_t cut_ranges(const Ranges *of, Piece *to) {
     return pieces;
 }
 
-/* Put pieces in the order of the blocks that they begin in, those of one block as they came: by radix. */
-static int sort_pieces(Piece *pieces, int64_t n, int64_t per_chunk, int64_t block) {
-    typedef struct {
-        int64_t block, at;
-    } Key;
+typedef struct {
+    uint64_t key;
+    int64_t at;
+} Key;
+
+/* Sort `n` keys, equal ones as they came: by radix. They end up where it says, in `keys` or `other`. */
+static const Key *sort_keys(Key *keys, Key *other, int64_t n) {
     enum { BITS = 11, SIZE = 1 << BITS };
-    int64_t most = 0, before = -1, sorted = 1;
-    for (int64_t i = 0; i < n; i++) {
+    uint64_t differ = 0;
+    for (int64_t i = 1; i < n; i++) differ |= keys[i].key ^ keys[0].key;
+    for (int shift = 0; shift < 64; shift += BITS) {
+        if (!((differ >> shift) & (SIZE - 1))) continue;
+        int64_t at[SIZE + 1] = {0};
+        for (int64_t i = 0; i < n; i++) at[((keys[i].key >> shift) & (SIZE - 1)) + 1]++;
+        for (int i = 0; i < SIZE; i++) at[i + 1] += at[i];
+        for (int64_t i = 0; i < n; i++) other[at[(keys[i].key >> shift) & (SIZE - 1)]++] = keys[i];
+        Key *swap = keys;
+        keys = other;
+        other = swap;
+    }
+    return keys;
+}
+
+/* Put pieces in the order of the blocks that they begin in, those of one block as they came. */
+static int sort_pieces(Piece *pieces, int64_t n, int64_t per_chunk, int64_t block) {
+    int64_t before = -1, sorted = 1;
+    for (int64_t i = 0; i < n && sorted; i++) {
         int64_t number = pieces[i].chunk * per_chunk + pieces[i].low / block;
-        sorted &= number >= before;
+        sorted = number >= before;
         before = number;
-        if (number > most) most = number;
     }
     if (sorted) return 1;
-    Key *keys = malloc((size_t)n * 2 * sizeof *keys), *other = keys + n;
+    Key *keys = malloc((size_t)n * 2 * sizeof *keys);
     Piece *copy = malloc((size_t)n * sizeof *copy);
     int fine = keys && copy;
     if (fine) {
         for (int64_t i = 0; i < n; i++)
-            keys[i] = (Key){pieces[i].chunk * per_chunk + pieces[i].low / block, i};
-        Key *from = keys, *to = other;
-        for (int shift = 0; shift < 63 && (most >> shift) > 0; shift += BITS) {
-            int64_t at[SIZE + 1] = {0};
-            for (int64_t i = 0; i < n; i++) at[((from[i].block >> shift) & (SIZE - 1)) + 1]++;
-            for (int i = 0; i < SIZE; i++) at[i + 1] += at[i];
-            for (int64_t i = 0; i < n; i++) to[at[(from[i].block >> shift) & (SIZE - 1)]++] = from[i];
-            Key *swap = from;
-            from = to;
-            to = swap;
-        }
+            keys[i] = (Key){(uint64_t)(pieces[i].chunk * per_chunk + pieces[i].low / block), i};
+        const Key *order = sort_keys(keys, keys + n, n);
         memcpy(copy, pieces, (size_t)n * sizeof *copy);
-        for (int64_t i = 0; i < n; i++) pieces[i] = copy[from[i].at];
+        for (int64_t i = 0; i < n; i++) pieces[i] = copy[order[i].at];
     }
     free(keys);
     free(copy);
@@ -328,6 +337,28 @@ static int64_t find_runs(const Piece *pieces, int64_t n, int64_t block, int64_t 
 static void *new_bytes(PyObject **bytes, int64_t count, size_t size) {
     *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * size));
     return *bytes ? PyBytes_AsString(*bytes) : NULL;
+}
+
+static PyObject *order_of(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer of[2]; /* keys, order */
+    if (!PyArg_ParseTuple(args, "y*w*", &of[0], &of[1])) return NULL;
+    int64_t n = of[0].len / 8, *order = (int64_t *)elements(&of[1], n, 8);
+    const uint64_t *given = of[0].buf;
+    Key *keys = malloc((size_t)(n + 1) * 2 * sizeof *keys);
+    if (!keys) PyErr_NoMemory();
+    else if (!order) PyErr_SetString(PyExc_ValueError, "arrays that don't belong together");
+    else {
+        PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+        for (int64_t i = 0; i < n; i++) keys[i] = (Key){given[i], i};
+        const Key *sorted = sort_keys(keys, keys + n, n);
+        for (int64_t i = 0; i < n; i++) order[i] = sorted[i].at;
+        if (state) PyEval_RestoreThread(state);
+    }
+    free(keys);
+    release(of, 2);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyObject *cut(PyObject *self, PyObject *args) {
@@ -696,6 +727,7 @@ static PyObject *decode_run(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
+    {"order", order_of, METH_VARARGS, "order(keys, out): the stable order of 64-bit keys"},
     {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},
     {"lay_out", lay_out, METH_VARARGS, "lay_out(pieces, ...) -> what decode takes"},
     {"decode", decode, METH_VARARGS, "decode(file, header, block, ...) -> whether all could be"},

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.errors import KeyTypeError, OutOfRangeError
 
 __all__ = ["Positions", "as_position", "as_positions", "is_single", "split_by_part", "stable_order"]
@@ -140,8 +141,11 @@ def split_by_part(
 def stable_order(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """(n,) the stable order of (n,) non-negative `keys`, by radix: NumPy sorts 16 bits so.
 
-    Each 16 bits that the keys have take 2 ns a key, where a comparing sort takes 50.
+    Each 16 bits that the keys have take 5 ns a key, where a comparing sort takes 80.
     """
+    by_kernel = kernel.order_of(keys)
+    if by_kernel is not None:
+        return by_kernel
     order = np.argsort(keys.astype(np.uint16), kind="stable")
     high = keys >> 16
     while high.any():

@@ -20,7 +20,7 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["compiled", "copy_rows", "is_there"]
+__all__ = ["compiled", "copy_rows", "is_there", "order_of"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -72,6 +72,15 @@ def _raw(rows: npt.NDArray[Any]) -> Bytes:
 
 def _int64s(numbers: Int64s) -> Int64s:
     return np.ascontiguousarray(numbers, np.int64)
+
+
+def order_of(keys: Int64s) -> Int64s | None:
+    """(n,) the stable order of (n,) non-negative `keys`; None where this is not compiled."""
+    if _compiled is None:
+        return None
+    order = np.empty(len(keys), np.int64)
+    _compiled.order(_int64s(keys), order)
+    return order
 
 
 def copy_rows(

@@ -24,8 +24,8 @@ __all__ = ["Ahead", "Job", "in_turn"]
 
 T = TypeVar("T")
 
-#: Seconds that a thread is out of the way of a taker who has been waiting for a result. Without
-#: them it would go on with the interpreter's lock, and the taker get that after 5 ms only.
+#: Seconds that a thread is out of the way of a taker who has been waiting for the first result.
+#: Without them it would go on with the interpreter's lock, and the taker get that up to 5 ms later.
 _GIVE_WAY = 5e-5
 
 #: What a result takes in bytes, and the function that makes it.
@@ -157,7 +157,7 @@ class _Work:
                 self._stopped = True
                 self.results.put((number, error))
             del make  # holds what the result was made of
-            if self._hungry:
+            if not number and self._hungry:
                 time.sleep(_GIVE_WAY)
 
     def _next(self) -> tuple[int, Callable[[], Any] | None]:

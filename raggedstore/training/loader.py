@@ -422,7 +422,7 @@ class Loader:
         outlook = Outlook(
             samples=len(self.samples),
             sample_bytes=sizes.mean,
-            first_bytes=sizes.mean_of_first(),
+            first_bytes=sizes.mean_of_first() if self._drawn.windowed else sizes.mean,
             pool=self.batch.pool,
             # Whatever `prefetch` is, which must not touch the order.
             window_bytes=max(1, int(self.budget * 7 / 8 / 2 * _SLACK)),

@@ -15,7 +15,7 @@ MB = 2**20
 
 @pytest.fixture(autouse=True)
 def nothing_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_free", type(memory._free)(maxlen=4))
+    monkeypatch.setattr(memory, "_free", {})
 
 
 def address(array: np.ndarray) -> int:
@@ -49,7 +49,7 @@ def test_it_is_not_while_any_view_of_it_is_there() -> None:
 
 
 def test_little_and_large_arrays_are_numpys_own() -> None:
-    for size in (0, 100, MB - 1, 21 * MB):
+    for size in (0, 100, MB - 1, 33 * MB):
         array = memory.empty((size,), np.dtype("u1"))
         assert array.base is None and len(array) == size
         del array
@@ -57,15 +57,17 @@ def test_little_and_large_arrays_are_numpys_own() -> None:
 
 
 def test_what_is_kept_is_bounded_and_near_what_is_asked() -> None:
-    arrays = [memory.empty((k * MB,), np.dtype("u1")) for k in (1, 2, 4, 6, 8, 12, 16)]
+    arrays = [memory.empty((k * MB,), np.dtype("u1")) for k in (2, 4, 6, 8, 12, 16, 18)]
     odd = memory.empty((9 * MB + 1,), np.dtype("u1"))
-    assert len(odd.base.base._memory) == 10 * MB  # an eighth more at most
+    assert len(odd.base.base._memory) == 10 * MB
     while arrays:
         del arrays[0]
-    assert [len(kept) for kept in memory._free] == [k * MB for k in (6, 8, 12, 16)]
+    assert [len(kept) for kept in memory._free.values()] == [k * MB for k in (12, 16, 18)]
 
     little = memory.empty((2 * MB,), np.dtype("u1"))  # which would waste most of any of those
-    assert len(little.base.base._memory) == 2 * MB and len(memory._free) == 4
+    assert len(little.base.base._memory) == 2 * MB and len(memory._free) == 3
+    some = memory.empty((11 * MB,), np.dtype("u1"))
+    assert len(some.base.base._memory) == 12 * MB and len(memory._free) == 2
 
 
 def test_threads_never_share_memory() -> None:
