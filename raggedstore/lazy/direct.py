@@ -35,8 +35,9 @@ from raggedstore.segment.codec import check_frame, decode_blosc, decode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
-from raggedstore.segment.gather import Task, run
+from raggedstore.segment.gather import run
 from raggedstore.segment.rebuild import BLOSC, BLOSC2
+from raggedstore.segment.source import Task
 
 __all__ = ["past_libhdf5"]
 

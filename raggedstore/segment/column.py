@@ -27,7 +27,8 @@ from raggedstore.segment.blocks import (
 from raggedstore.segment.codec import decode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
-from raggedstore.segment.gather import Task, gather
+from raggedstore.segment.gather import gather
+from raggedstore.segment.source import Task
 from raggedstore.segment.table import DatasetTable, checksum
 
 __all__ = ["ColumnReader"]

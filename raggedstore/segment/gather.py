@@ -1,4 +1,4 @@
-"""Rows from chunks into one buffer: plan a whole batch in NumPy, then as few calls as may be.
+"""Rows from chunks into one buffer: a whole batch is planned, then read in as few calls as may be.
 
 The caller asks for row ranges of one dataset, and says where each is to lie in `out`. Ranges that
 continue one another are merged; each is cut at chunk borders into pieces; pieces are put in file
@@ -8,24 +8,22 @@ order. What then happens to a chunk depends on how much of it is wanted:
 * it lies in the cache: its pieces are copied from there
 * little of it: the blocks that hold the pieces are decoded, many chunks' blocks in one call, and
   the pieces are copied from them
-* most of it (without the kernel), or, over time, as much as it holds or more: it is decoded whole
-  and kept in the cache
+* most of it, or, over time, as much as it holds or more: it is decoded whole and kept in the cache
 
-Copies, and blocks from file to place, are the compiled kernel's where there is one: a group of
-blocks that fits the processor's cache is read, checked, decoded and copied from, and then the next.
-Where there is none, all tiny pieces of a chunk are copied in one fancy assignment, so that no
-Python work is done per sample where a batch holds thousands.
+Where the compiled kernel is, all that is its work (`by_kernel.py`). Here is what NumPy does where
+it is not, where chunks have no blocks, or where something is wrong. All tiny pieces of a chunk are
+copied in one fancy assignment, so that no Python work is done per sample where a batch holds
+thousands.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +32,10 @@ from raggedstore import kernel
 from raggedstore.batch import copy_ranges, expand_ranges, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.indexing import stable_order
-from raggedstore.segment import compiled
+from raggedstore.segment.by_kernel import tasks_of
+from raggedstore.segment.source import TRIFLE, ChunkSource, Task
 
-__all__ = ["ChunkSource", "gather"]
+__all__ = ["gather", "run"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -46,59 +45,8 @@ _TINY = 64
 #: Bytes of blocks that are decoded in one call: what Python does for each call is little beside
 #: it then, and there are calls enough to share among threads.
 _JOB = 2**21
-#: Bytes to copy from chunks in the cache that make a task of their own.
-_COPIES = 2**19
-#: A chunk up to this size is kept even when it is wanted whole: a store of many small segments
-#: is made of such, and would decode them again and again.
-_TRIFLE = 2**14
 #: Less than this to decode or copy is not worth another thread.
 _THREADED = 2**17
-
-
-Task = Callable[[], None]
-
-
-class ChunkSource(Protocol):
-    """A dataset cut into chunks, and how to get at them."""
-
-    rows: int
-    chunk_rows: int
-    row_nbytes: int
-    block_nbytes: int  #: raw bytes of a block; 0 where chunks can only be decoded whole
-    is_side: bool  #: whether it says where samples lie, rather than holding them
-
-    def cached(self, number: int) -> npt.NDArray[Any] | None:
-        """The rows of a chunk, if they are in the cache or on their way there."""
-
-    def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
-        """As `cached`, of several chunks: rows, or their bytes."""
-
-    def fetch(self, number: int) -> npt.NDArray[Any]:
-        """The rows of a chunk, decoded whole and kept in the cache."""
-
-    def decode_into(self, number: int, out: Bytes) -> None:
-        """Decode a chunk into raw bytes of exactly its size, past the cache."""
-
-    def has_blocks(self, number: int) -> bool:
-        """Whether the blocks of a chunk can be told apart."""
-
-    def rent(self, number: int, nbytes: int) -> bool:
-        """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
-
-    def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
-        """Decode blocks, numbered through all chunks and ascending, into `out`."""
-
-    def scratch(self, nbytes: int) -> Bytes:
-        """Memory of this thread's own to decode into, until it asks again."""
-
-    def decode_laid_out(
-        self, cut: compiled.Cut, chosen: list[bool], out: Bytes, otherwise: Task
-    ) -> tuple[Task, int]:
-        """What decodes the blocks of the chosen runs and copies their pieces, by the kernel.
-
-        As many threads may be at it at once as there are parts, the second. Where something is
-        wrong, `otherwise` is done instead.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +120,9 @@ def gather(
     if pool is None:
         threads = 1
     if kernel.is_there() and source.block_nbytes:
-        run(_compiled_tasks(starts, stops, places, out, source, threads), pool, threads)
+        otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
+        tasks = tasks_of(starts, stops, places, out, source, threads, otherwise)
+        run(tasks, pool, threads)
     else:
         _gather(starts, stops, out, source, pool, threads, places, side_by_side=side_by_side)
 
@@ -247,89 +197,6 @@ def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> Non
             raise error
 
 
-def _compiled_tasks(
-    starts: Int64s,
-    stops: Int64s,
-    places: Int64s,
-    out: npt.NDArray[Any],
-    source: ChunkSource,
-    threads: int,
-) -> list[Task]:
-    """What is to be done, each part independent of the others, where there is the kernel."""
-    chunk_nbytes = source.chunk_rows * source.row_nbytes
-    cut = compiled.cut(
-        starts,
-        stops,
-        places,
-        rows=source.rows,
-        row=source.row_nbytes,
-        chunk=chunk_nbytes,
-        block=source.block_nbytes,
-    )
-    to = out.reshape(-1).view(np.uint8)
-    otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
-    held = source.held(cut.chunks)
-    missing = [i for i, rows in enumerate(held) if rows is None]
-    whole = cut.whole(chunk_nbytes) if chunk_nbytes > _TRIFLE else [False] * len(held)
-    most = chunk_nbytes // source.block_nbytes
-    if source.is_side:
-        most = 3 * most // 4
-    by_blocks = [False] * len(held)
-    tasks: list[Task] = []
-    for i in missing:
-        number = cut.chunks[i]
-        if whole[i]:
-            by_blocks[i] = source.has_blocks(number)
-        elif cut.blocks[i] <= most:
-            by_blocks[i] = source.rent(number, cut.blocks[i] * source.block_nbytes)
-        if not by_blocks[i]:
-            tasks.append(partial(_copy_fetched, cut, i, to, source, otherwise, keep=not whole[i]))
-    if any(by_blocks):
-        task, parts = source.decode_laid_out(cut, by_blocks, to, otherwise)
-        tasks += [task] * min(parts, threads)
-    if len(missing) == len(held):
-        return tasks
-    # Copies come first: what they copy from may be dropped from the cache by what follows.
-    return [*_copies(cut, held, to), *tasks]
-
-
-def _copies(cut: compiled.Cut, held: list[npt.NDArray[Any] | None], out: Bytes) -> Iterator[Task]:
-    """Copy pieces of the runs whose chunks are `held`."""
-    size, some, rows = 0, [], []
-    sizes = cut.sizes()
-    for i, chunk in enumerate(held):
-        if chunk is not None:
-            size += sizes[i]
-            some.append(i)
-            rows.append(chunk)
-        if size >= _COPIES or (some and i == len(held) - 1):
-            yield partial(_copy_runs, cut, some, rows, out)
-            size, some, rows = 0, [], []
-
-
-def _copy_runs(
-    cut: compiled.Cut, runs: list[int], rows: list[npt.NDArray[Any]], out: Bytes
-) -> None:
-    edges, low, count, place = cut.of(runs)
-    chunks = [chunk.reshape(-1).view(np.uint8) for chunk in rows]
-    kernel.compiled().copy(chunks, 1, edges, low, count, place, out)
-
-
-def _copy_fetched(
-    cut: compiled.Cut, run: int, out: Bytes, source: ChunkSource, otherwise: Task, *, keep: bool
-) -> None:
-    """Decode a chunk whole, to `keep` it or not, and copy the pieces of a run from it."""
-    try:
-        if keep:
-            _copy_runs(cut, [run], [source.fetch(cut.chunks[run])], out)
-        else:
-            *_, place = cut.of([run])
-            nbytes = source.chunk_rows * source.row_nbytes
-            source.decode_into(cut.chunks[run], out[int(place[0]) : int(place[0]) + nbytes])
-    except CorruptionError:  # what is wanted may lie in blocks that are whole
-        otherwise()
-
-
 def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> list[Task]:
     """What is to be done, each part independent of the others."""
     chunk = pieces.chunk
@@ -348,7 +215,7 @@ def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> list[
         decoded = source.cached(number)
         if decoded is not None:
             _copy(pieces, a, b, out, decoded, pieces.low)
-        elif b - a == 1 and sizes[i] == source.chunk_rows and chunk_nbytes > _TRIFLE:
+        elif b - a == 1 and sizes[i] == source.chunk_rows and chunk_nbytes > TRIFLE:
             whole = _whole(source, number, out, int(pieces.place[a]), sizes[i])
             tasks.append(_or_blocks(whole, source, plan, pieces, a, b, out))
         elif (

@@ -49,6 +49,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         return np.empty(shape, dtype)
     memory = _taken(nbytes)
     if memory is None:
+        _drop_oldest()  # which did not fit: together they are not to become more
         memory = _new(-(-nbytes // _PAGE) * _PAGE)
     owner: Any = _Lease(memory)
     return np.asarray(owner)[:nbytes].view(dtype).reshape(shape)
@@ -56,7 +57,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def _new(nbytes: int) -> Bytes:
     """Memory that the system clears by large pages, where it can: in half the time."""
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return np.empty(nbytes, np.uint8)  # says that there is none left, if there is none
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
@@ -66,7 +70,11 @@ def _new(nbytes: int) -> Bytes:
 def _keep(memory: Bytes) -> None:
     _free[id(memory)] = memory
     while sum(map(len, _there())) > _KEPT:
-        _free.pop(next(iter(_free), 0), None)
+        _drop_oldest()
+
+
+def _drop_oldest() -> None:
+    _free.pop(next(iter(_free), 0), None)
 
 
 def _taken(nbytes: int) -> Bytes | None:

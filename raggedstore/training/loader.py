@@ -100,7 +100,7 @@ class Loader:
         "drop": all have as many, and a few batches are left out; "pad": all have as many, and a
         few come twice.
     prefetch
-        How many reads (of some 16 MiB, or one batch where that is more) to make ready while the
+        How many reads (of some 8 MiB, or one batch where that is more) to make ready while the
         loop is at one. With 0 all is read by the loop itself, without a thread.
     budget
         Bytes of decoded data that an iteration may hold, besides what `samples` keeps for itself:

@@ -6,9 +6,10 @@ So they can be done in turn or ahead (`ahead.py`):
     batches  →  decode a window  →  pieces  →  lists of batches   (`Shuffled`: a window is decoded
                                                                 while the one before is handed over)
 
-A read is decoded by one call for each field, which sorts it by chunk and decodes in as many
-threads as there are cores. Reads and pieces are as many whole batches as make about 16 MiB: little
-enough to hold several, large enough that what is done per read costs nothing.
+A read is decoded by one call for each field, which sorts it by chunk. Two reads are made at a time,
+each with half of the cores, where nothing is called that is not ours; else one with all of them.
+Reads and pieces are as many whole batches as make about 8 MiB: little enough to hold several, large
+enough that what is done per read costs little.
 
 Where samples that cannot be read are to be set aside, a read that fails is cut in halves, and so
 on, until what fails is single samples. They are left out of what their batches become, and planning

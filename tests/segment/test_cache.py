@@ -117,3 +117,35 @@ def test_clear_drops_everything() -> None:
     cache.clear()
     assert cache.get(1) is None and cache.nbytes == 0 and cache.rent(2, 20, 100)
     assert repr(cache) == "<ChunkCache 0 of 100 bytes, 0 hits, 1 misses>"
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.sets(st.integers(0, 9)), st.integers(10, 90))
+def test_several_at_once_are_what_they_are_one_by_one(
+    asked: list[int], there: set[int], budget: int
+) -> None:
+    caches = [ChunkCache(budget), ChunkCache(budget)]
+    for cache in caches:
+        for number in sorted(there):
+            cache.put(("a", number), chunk(10 + number))
+
+    together = caches[0].get_all(("a",), asked)
+    singly = [caches[1].get(("a", number)) for number in asked]
+
+    assert [None if c is None else c.nbytes for c in together] == [
+        None if c is None else c.nbytes for c in singly
+    ]
+    assert [(c.hits, c.misses, list(c._chunks)) for c in caches[:1]] == [
+        (c.hits, c.misses, list(c._chunks)) for c in caches[1:]
+    ]
+
+
+def test_what_is_being_prepared_is_waited_for_among_several() -> None:
+    cache, coming = ChunkCache(100), Future[np.ndarray]()
+    cache.put(("a", 0), chunk(10))
+    cache.prepare(("a", 1), lambda: coming)
+    threading.Timer(0.05, lambda: coming.set_result(chunk(20))).start()
+
+    found = cache.get_all(("a",), [0, 1, 2])
+
+    assert [None if c is None else c.nbytes for c in found] == [10, 20, None]
+    assert (cache.hits, cache.misses) == (2, 1)

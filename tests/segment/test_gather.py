@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raggedstore import kernel
-from raggedstore.segment import compiled
+from raggedstore.segment import by_kernel, compiled
 from raggedstore.segment import gather as module
-from raggedstore.segment.gather import Task, gather, run
+from raggedstore.segment.gather import gather, run
+from raggedstore.segment.source import Task
 
 pytestmark = pytest.mark.usefixtures("either_kernel")
 
@@ -131,8 +132,10 @@ def test_any_ranges_come_to_their_places_and_nothing_is_decoded_twice(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_THREADED", 0)
         patch.setattr(module, "_JOB", 16)
-        patch.setattr(module, "_COPIES", 16)
-        patch.setattr(module, "_TRIFLE", data.draw(st.sampled_from([0, 2**14])))
+        patch.setattr(by_kernel, "_COPIES", 16)
+        trifle = data.draw(st.sampled_from([0, 2**14]))
+        for each in (module, by_kernel):
+            patch.setattr(each, "TRIFLE", trifle)
         patch.setattr(compiled, "_GROUP", data.draw(st.sampled_from([1, 50, 2**17])))
         patch.setattr(module, "_TINY", data.draw(st.sampled_from([0, 2, 5, 64])))
         gather(starts, stops, out, source, pool, places=at)
