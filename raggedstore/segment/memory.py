@@ -78,9 +78,9 @@ def _drop_oldest() -> None:
 
 
 def _taken(nbytes: int) -> Bytes | None:
-    """The least free memory of so many bytes, and not of four times as many; or None."""
+    """The least free memory of so many bytes; None where there is none."""
     for memory in sorted(_there(), key=len):
-        if nbytes <= len(memory) <= 4 * nbytes and _free.pop(id(memory), None) is not None:
+        if nbytes <= len(memory) and _free.pop(id(memory), None) is not None:
             return memory
     return None
 

@@ -234,7 +234,9 @@ class Reader:
             for first, last in _parts(dealt.batches, each, self._pace):
                 span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
                 nbytes = int(each[span].sum() * self._pace.growth)
-                yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span))
+                # With the one that the loop has there must be room for as many as are made.
+                abreast = self.abreast if (self.abreast + 1) * nbytes <= self._budget.ready else 1
+                yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span), abreast)
 
     # What is read of each sample
 
@@ -390,10 +392,11 @@ class Reader:
 
     # Straight from the store
 
-    def _decode(self, dealt: Dealt, first: int, last: int, windows: Windows) -> Made:
+    def _decode(self, dealt: Dealt, first: int, last: int, windows: Windows, abreast: int) -> Made:
+        """The batches of a read that is made beside others, `abreast` in all."""
         edges = dealt.batches.edges
         positions = dealt.batches.picks.positions[edges[first] : edges[last]]
-        with sharing(self.abreast):
+        with sharing(abreast):
             decoded, lost = self._read(positions, windows)
         return self._made(decoded, dealt, first, last, lost)
 
