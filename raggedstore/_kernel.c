@@ -234,8 +234,9 @@ static int make_sense(const Ranges *of) {
 }
 
 /* Ranges of rows as pieces: those that go on where the one before ended are one with it, and each is
-   cut where chunks end.  How many there are; none is written where `to` is NULL. */
-static int64_t cut_ranges(const Ranges *of, Piece *to) {
+   cut where chunks end.  How many there are; none is written where `to` is NULL.  -1: more than `room`,
+   since somebody has changed the ranges meanwhile. */
+static int64_t cut_ranges(const Ranges *of, Piece *to, int64_t room) {
     int64_t pieces = 0;
     for (int64_t i = 0; i < of->count;) {
         int64_t start = of->starts[i], stop = of->stops[i], place = of->places[i];
@@ -253,6 +254,7 @@ static int64_t cut_ranges(const Ranges *of, Piece *to) {
             continue;
         }
         for (; number <= last; number++) {
+            if (pieces == room) return -1;
             int64_t begin = number * of->chunk, end = number < last ? begin + of->chunk : high;
             to[pieces++] = (Piece){number, low - begin, end - low, at};
             at += end - low;
@@ -376,7 +378,7 @@ static PyObject *cut(PyObject *self, PyObject *args) {
     PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
     if (ranges.starts && ranges.stops && ranges.places && row > 0 && block > 0 && chunk >= block &&
         chunk % block == 0 && chunk <= INT64_MAX / 4 && rows <= INT64_MAX / 4 / row && make_sense(&ranges))
-        count = cut_ranges(&ranges, NULL);
+        count = cut_ranges(&ranges, NULL, 0);
     if (state) PyEval_RestoreThread(state);
     if (count < 0) {
         PyErr_SetString(PyExc_ValueError, "ranges that make no sense");
@@ -385,12 +387,13 @@ static PyObject *cut(PyObject *self, PyObject *args) {
     Piece *pieces = new_bytes(&made[0], count, sizeof *pieces);
     if (!pieces) goto done;
     state = n > LITTLE || count > LITTLE ? PyEval_SaveThread() : NULL;
-    cut_ranges(&ranges, pieces);
-    int fine = sort_pieces(pieces, count, chunk / block, block);
+    int same = cut_ranges(&ranges, pieces, count) == count;
+    int fine = same && sort_pieces(pieces, count, chunk / block, block);
     if (fine) runs = find_runs(pieces, count, block, NULL, NULL, NULL);
     if (state) PyEval_RestoreThread(state);
     if (!fine) {
-        PyErr_NoMemory();
+        if (same) PyErr_NoMemory();
+        else PyErr_SetString(PyExc_ValueError, "ranges that change");
         goto done;
     }
     int64_t *edges = new_bytes(&made[1], runs + 1, 8), *chunks = new_bytes(&made[2], runs, 8);
