@@ -139,9 +139,10 @@ def split_by_part(
 
 
 def stable_order(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(n,) the stable order of (n,) non-negative `keys`, by radix: NumPy sorts 16 bits so.
+    """(n,) the stable order of (n,) non-negative `keys`, by radix, as NumPy sorts 16 bits.
 
-    Each 16 bits that the keys have take 5 ns a key, where a comparing sort takes 80.
+    Each 16 bits that the keys have take NumPy 5 ns a key, where a comparing sort takes 80; the
+    kernel takes half of that.
     """
     by_kernel = kernel.order_of(keys)
     if by_kernel is not None:

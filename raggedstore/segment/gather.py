@@ -115,11 +115,9 @@ def gather(
     total = int((stops - starts).sum())
     if not total:
         return
-    if total * source.row_nbytes <= _THREADED and len(starts) * source.block_nbytes <= _THREADED:
-        pool = None
-    if pool is None:
-        threads = 1
     if kernel.is_there() and source.block_nbytes:
+        if pool is None or _is_little(total, len(starts), source):
+            pool, threads = None, 1
         otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
         tasks = tasks_of(starts, stops, places, out, source, threads, otherwise)
         run(tasks, pool, threads)
@@ -141,6 +139,8 @@ def _gather(
     """`gather` without the kernel; `side_by_side` says that places are where they must be."""
     starts, stops, places = merge_ranges(starts, stops, places)
     total = int((stops - starts).sum())
+    if _is_little(total, len(starts), source):
+        pool = None
     pieces = cut_at_chunks(starts, stops, places, source.chunk_rows)
     keys = pieces.chunk
     if source.block_nbytes:
@@ -166,6 +166,11 @@ def _gather(
         copy_ranges(rows, offsets[:-1][back], offsets[1:][back], where, out)
     elif tiny:
         out[expand_ranges(pieces.place[order], count)] = rows
+
+
+def _is_little(rows: int, ranges: int, source: ChunkSource) -> bool:
+    """Whether so many rows in so many ranges are not worth another thread."""
+    return max(rows * source.row_nbytes, ranges * source.block_nbytes) <= _THREADED
 
 
 def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> None:

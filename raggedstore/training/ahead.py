@@ -62,7 +62,7 @@ class Ahead(Generic[T]):
         self._work = _Work(jobs, count + 1, limit, threads)
         self._wanted = 0  # the number of the result that comes next
         self._early: dict[int, Any] = {}  # results that are made before their turn
-        self._holds = self._failed = False
+        self._holds = self._over = False
         self._pid = os.getpid()
         # The threads know the work and not this object, which can thus be collected.
         self._threads = [
@@ -83,7 +83,7 @@ class Ahead(Generic[T]):
                 "this iterator was made before a fork, and its threads are not in this process: "
                 "iterate over the loader anew"
             )
-        if self._failed:
+        if self._over:
             raise StopIteration
         if self._holds:
             self._work.credit.put(True)
@@ -91,13 +91,13 @@ class Ahead(Generic[T]):
         while self._wanted not in self._early:
             number, result = self._work.take()
             if result is _DONE:
-                self._failed = True
+                self._over = True
                 raise StopIteration
             self._early[number] = result
         result = self._early.pop(self._wanted)
         self._wanted += 1
         if isinstance(result, BaseException):
-            self._failed = True
+            self._over = True
             self._early.clear()
             self._work.credit.put(False)
             if isinstance(result, StopIteration):

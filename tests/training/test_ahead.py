@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,15 @@ import numpy as np
 import pytest
 
 from raggedstore.training.ahead import Ahead
+
+
+def jobs_of(make: Callable[[int], int], count: int, closed: list[bool]) -> Iterator[Any]:
+    """`count` jobs that call `make`; adds to `closed` when it is closed, or over."""
+    try:
+        for i in range(count):
+            yield 1, partial(make, i)
+    finally:
+        closed.append(True)
 
 
 def readers() -> list[threading.Thread]:
@@ -83,16 +92,8 @@ def test_an_error_comes_in_its_turn_and_ends_it(threads: int) -> None:
             raise ZeroDivisionError(i)
         return i
 
-    closed = []
-
-    def jobs() -> Iterator[Any]:
-        try:
-            for i in range(30):
-                yield 1, partial(make, i)
-        finally:
-            closed.append(True)
-
-    ahead = Ahead(jobs(), count=5, limit=100, threads=threads)
+    closed: list[bool] = []
+    ahead = Ahead(jobs_of(make, 30, closed), count=5, limit=100, threads=threads)
     assert [next(ahead) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(ZeroDivisionError, match="4"):
         next(ahead)
@@ -119,16 +120,8 @@ def test_an_error_between_jobs_comes_after_what_was_made_before(threads: int) ->
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_end_whenever_it_is_closed_or_dropped(threads: int) -> None:
     for taken in range(5):
-        closed = []
-
-        def jobs(closed: list[bool] = closed) -> Iterator[Any]:
-            try:
-                for i in range(5):
-                    yield 1, partial(int, i)
-            finally:
-                closed.append(True)
-
-        ahead = Ahead(jobs(), count=1, limit=100, threads=threads)
+        closed: list[bool] = []
+        ahead = Ahead(jobs_of(int, 5, closed), count=1, limit=100, threads=threads)
         assert [next(ahead) for _ in range(taken)] == list(range(taken))
         if taken % 2:
             ahead.close()
@@ -141,14 +134,13 @@ def test_threads_end_whenever_it_is_closed_or_dropped(threads: int) -> None:
 
 def test_two_threads_keep_to_count_and_bytes() -> None:
     working = threading.Lock()
-    now = most = 0
+    now = 0
     sizes = np.random.default_rng(0).integers(1, 60, 60).tolist()
 
     def make(nbytes: int) -> int:
-        nonlocal now, most
+        nonlocal now
         with working:
             now += nbytes
-            most = max(most, now if nbytes <= 50 else 0)
         return nbytes
 
     def jobs() -> Iterator[Any]:
