@@ -227,13 +227,16 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         copy_ranges(self.values, starts, stops, offsets, values)
         return RaggedBatch.trusted(values, offsets, self.shapes[positions])
 
-    def span(self, start: int, stop: int) -> RaggedBatch:
-        """The batch of samples `start` to `stop`, within range: views of the values and shapes."""
-        offsets = self.offsets[start : stop + 1]
-        first = offsets[0]
-        return RaggedBatch.trusted(
-            self.values[first : offsets[-1]], offsets - first, self.shapes[start:stop]
-        )
+    def spans(self, edges: Int64s) -> Iterator[RaggedBatch]:
+        """For each i the batch of samples ``edges[i]`` to ``edges[i + 1]``, within range.
+
+        Its values and shapes are views.
+        """
+        values, offsets, shapes, trusted = self.values, self.offsets, self.shapes, self.trusted
+        of_values = itertools.pairwise(offsets[edges].tolist())
+        of_samples = itertools.pairwise(edges.tolist())
+        for (a, b), (start, stop) in zip(of_values, of_samples, strict=True):
+            yield trusted(values[a:b], offsets[start : stop + 1] - a, shapes[start:stop])
 
     @classmethod
     def join(cls, batches: Sequence[RaggedBatch]) -> RaggedBatch:

@@ -335,6 +335,8 @@ class ColumnReader:
 
     def read(self, starts: Int64s, stops: Int64s) -> npt.NDArray[Any]:
         """The rows in ``[starts, stops)``, one range after another."""
+        if _is_run(starts, stops):
+            starts, stops = starts[:1], stops[-1:]
         total = int((stops - starts).sum())
         out = memory.empty((total, *self._row_shape), self._dtype)
         self._gather(starts, stops, out)
@@ -348,6 +350,8 @@ class ColumnReader:
         places: Int64s,
     ) -> None:
         """As `read`, each range to the rows of `out` that begin at its place."""
+        if _is_run(starts, stops) and (places - places[0] == starts - starts[0]).all():
+            starts, stops, places = starts[:1], stops[-1:], places[:1]
         if len(starts) == 1 and (stops[0] - starts[0]) * self.row_nbytes <= _LITTLE:
             start, stop, place = int(starts[0]), int(stops[0]), int(places[0])
             out[place : place + stop - start] = self.run(start, stop)
@@ -454,6 +458,15 @@ class ColumnReader:
             return raw
 
         return pool.submit(decode)
+
+
+def _is_run(starts: Int64s, stops: Int64s) -> bool:
+    """Whether there are several ranges, and each goes on where the one before it ends."""
+    return (
+        len(starts) > 1
+        and bool(starts[1] == stops[0])  # most that are none differ here
+        and bool((starts[1:] == stops[:-1]).all())
+    )
 
 
 def _bad_block(column: str, chunk: int, block: int) -> CorruptionError:

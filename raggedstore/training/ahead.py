@@ -1,9 +1,11 @@
 """Work done ahead of who takes it, in threads, within a number of bytes.
 
 Two queues join the threads and the taker: results go one way, and what the taker is done with
-comes back the other as credit. Whose turn it is to take a job counts, and no lock is held by the
-taker. Both queues are `SimpleQueue`s, which garbage collection may put to at any moment, even in
-the midst of another put: an iterator that is dropped anywhere can tell its threads to stop.
+comes back the other as credit. Whose turn it is to take a job counts, and for what is made already
+the taker waits for no lock. Where results may be made side by side, the taker makes some itself
+rather than wait: to wake a thread, or be woken by one, takes as long as to decode a megabyte. Both
+queues are `SimpleQueue`s, which garbage collection may put to at any moment, even in the midst of
+another put: an iterator that is dropped anywhere can tell its threads to stop.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from queue import SimpleQueue
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from raggedstore.errors import UsageError
@@ -53,13 +56,14 @@ class Ahead(Generic[T]):
         Bytes of all results, with the one that the taker has; one result that is larger is made
         when there is no other.
     threads
-        How many make results at a time. With more than one, a result may be made before the one
-        that comes before it; they are taken in the order of the jobs all the same.
+        How many make results at a time. With more than one, the taker is one of them: where what
+        it wants is not there it makes the first result that nobody has begun. The very first it
+        makes before there are threads at all. Results come in the order of their jobs all the same.
     """
 
     def __init__(self, jobs: Jobs[T], *, count: int, limit: int, threads: int = 1) -> None:
-        threads = min(threads, count + 1)
-        self._work = _Work(jobs, count + 1, limit, threads)
+        self._work = _Work(jobs, count + 1, limit)
+        self._helps = threads > 1
         self._wanted = 0  # the number of the result that comes next
         self._early: dict[int, Any] = {}  # results that are made before their turn
         self._holds = self._over = False
@@ -67,12 +71,12 @@ class Ahead(Generic[T]):
         # The threads know the work and not this object, which can thus be collected.
         self._threads = [
             threading.Thread(target=self._work.run, name="raggedstore-loader", daemon=True)
-            for _ in range(threads)
+            for _ in range(min(threads, count + 1) - self._helps)
         ]
         weakref.finalize(self, self._work.credit.put, False).atexit = False
         _live.add(self)
-        for thread in self._threads:
-            thread.start()
+        if not self._helps:
+            self._work.start(self._threads)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -89,7 +93,7 @@ class Ahead(Generic[T]):
             self._work.credit.put(True)
             self._holds = False
         while self._wanted not in self._early:
-            number, result = self._work.take()
+            number, result = self._another()
             if result is _DONE:
                 self._over = True
                 raise StopIteration
@@ -111,31 +115,66 @@ class Ahead(Generic[T]):
         made: T = value
         return made
 
+    def _another(self) -> tuple[int, Any]:
+        """A result and its number: one that is made, or else made here, or else waited for."""
+        if not self._helps:
+            return self._work.take()
+        with suppress(Empty):
+            return self._work.results.get_nowait()
+        number, make = self._work.begin() or (0, None)
+        if make is None:
+            return self._work.take()
+        try:
+            result = make()
+        except Exception as error:
+            self._work.stopped = True
+            return number, error
+        except BaseException:  # such as Ctrl-C, which is not to wait for its turn
+            self._over = True
+            self._work.credit.put(False)
+            raise
+        if not number:
+            self._work.start(self._threads)
+        return number, (result,)
+
     def close(self) -> None:
         """Stop the threads."""
         if self._pid != os.getpid():
             return
         self._work.credit.put(False)
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.ident is None:  # never started: then nobody else closes the jobs
+                self._work.stopped = True
+                self._work.begin()
+            elif thread is not threading.current_thread():
                 thread.join(_PATIENCE)
 
 
 class _Work:
     """What the threads share with one another and the taker."""
 
-    def __init__(self, jobs: Jobs[Any], count: int, limit: int, threads: int) -> None:
+    def __init__(self, jobs: Jobs[Any], count: int, limit: int) -> None:
         #: Each result as a tuple of one, or an error in its place, with its number.
         self.results: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        self.credit: SimpleQueue[bool] = SimpleQueue()  # True: a result is done with; False: stop
+        #: True: a result is done with; False: stop; None: look whether there is room, or an end.
+        self.credit: SimpleQueue[bool | None] = SimpleQueue()
+        self.stopped = False
         self._hungry = False  # whether the taker waits for a result
         self._jobs, self._count, self._limit = jobs, count, limit
+        self._line = threading.Lock()  # one thread waits for room, and the others behind it
         self._turn = threading.Lock()
         # Below is theirs whose turn it is.
+        self._put_off: Job[Any] | None = None  # a job for which there was no room
         self._out: deque[int] = deque()  # bytes of the results not yet done with, oldest first
         self._begun = 0
-        self._stopped = False
-        self._running = threads
+        self._running = 0  # threads
+        self._waits = False  # whether one of them waits for credit
+
+    def start(self, threads: Sequence[threading.Thread]) -> None:
+        """Have the `threads`, which `run`, start."""
+        self._running = len(threads)
+        for thread in threads:
+            thread.start()
 
     def take(self) -> tuple[int, Any]:
         """A result, once there is one."""
@@ -144,47 +183,85 @@ class _Work:
         self._hungry = False
         return result
 
+    def begin(self) -> tuple[int, Callable[[], Any] | None] | None:
+        """A job and its number; no job where there are no more; None where there is no room."""
+        with self._turn:
+            self._note_all()
+            begun = self._next()
+            if self._waits:
+                self.credit.put(None)
+            return begun
+
     def run(self) -> None:
         """What a thread does: one job after another, until there are no more or it is to stop."""
         while True:
-            with self._turn:
-                number, make = self._next()
+            with self._line:
+                number, make = self._await()
             if make is None:
                 return
             try:
                 self.results.put((number, (make(),)))
             except BaseException as error:  # whatever it is, it belongs to the taker
-                self._stopped = True
+                self.stopped = True
                 self.results.put((number, error))
             del make  # holds what the result was made of
             if not number and self._hungry:
                 time.sleep(_GIVE_WAY)
 
-    def _next(self) -> tuple[int, Callable[[], Any] | None]:
-        """A job and its number; None once there is no more for this thread."""
+    def _await(self) -> tuple[int, Callable[[], Any] | None]:
+        """As `begin`, once there is room; where there is no job the thread is to end."""
+        while True:
+            with self._turn:
+                self._note_all()
+                begun = self._next()
+                self._waits = begun is None
+                if begun is not None:
+                    if begun[1] is None:
+                        self._running -= 1
+                        self._end()
+                    return begun
+            credit = self.credit.get()
+            with self._turn:
+                self._waits = False
+                self._note(credit)
+
+    def _note_all(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._note(self.credit.get_nowait())
+
+    def _note(self, credit: bool | None) -> None:
+        if credit:
+            self._out.popleft()
+        elif credit is not None:
+            self.stopped = True
+
+    def _next(self) -> tuple[int, Callable[[], Any] | None] | None:
         number = self._begun
         try:
-            if not self._stopped:
-                nbytes, make = next(self._jobs)
-                while not self._stopped and (not self.credit.empty() or self._is_full(nbytes)):
-                    if self.credit.get():
-                        self._out.popleft()
-                    else:
-                        self._stopped = True
-            if not self._stopped:
+            if not self.stopped:
+                self._put_off = self._put_off or next(self._jobs)
+                nbytes, make = self._put_off
+                if self._is_full(nbytes):
+                    return None
+                self._put_off = None
                 self._out.append(nbytes)
                 self._begun += 1
                 return number, make
+            self._put_off = None
             self._jobs.close()
         except StopIteration:
-            self._stopped = True
+            self.stopped = True
         except BaseException as error:
-            self._begun, self._stopped = number + 1, True
+            self._begun, self.stopped = number + 1, True
             self.results.put((number, error))
-        self._running -= 1
+        self._end()
+        return number, None
+
+    def _end(self) -> None:
+        """Say that it is over, where no thread can have more to say."""
         if not self._running:
             self.results.put((self._begun, _DONE))
-        return number, None
 
     def _is_full(self, nbytes: int) -> bool:
         """Whether there is no room for a result of so many bytes."""

@@ -7,7 +7,8 @@ each field has one form through an epoch: the one declared for it, or else that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,11 +29,12 @@ __all__ = [
     "Columns",
     "Forms",
     "apart",
+    "as_they_are",
     "collator",
     "keep_rows",
     "nbytes_of",
     "show",
-    "span",
+    "spans",
     "spread",
     "take",
 ]
@@ -83,12 +85,19 @@ def show(schema: Schema, columns: Columns, *, raw: Collection[str] = ()) -> Colu
     }
 
 
-def span(columns: Columns, start: int, stop: int) -> Columns:
-    """Samples `start` to `stop`, as views."""
-    return {
-        name: column.span(start, stop) if isinstance(column, RaggedBatch) else column[start:stop]
-        for name, column in columns.items()
-    }
+def spans(columns: Columns, edges: Int64s) -> Iterator[Columns]:
+    """For each i the samples from ``edges[i]`` to ``edges[i + 1]``, as views."""
+    if len(columns) == 1:
+        ((name, column),) = columns.items()
+        return ({name: part} for part in _spans_of(column, edges))
+    parts = [_spans_of(column, edges) for column in columns.values()]
+    return (dict(zip(columns, row, strict=True)) for row in zip(*parts, strict=True))
+
+
+def _spans_of(column: Any, edges: Int64s) -> Iterator[Any]:
+    if isinstance(column, RaggedBatch):
+        return column.spans(edges)
+    return (column[start:stop] for start, stop in itertools.pairwise(edges.tolist()))
 
 
 def nbytes_of(batch: Any) -> int:
@@ -371,13 +380,14 @@ def collator(
         made: Callable[[Columns], Any] = collate
         return made
     if collate == "ragged":
-        return _as_they_are
+        return as_they_are
     if collate == "padded":
         return _Padded({**schema, **(declared or {})}, rule, time_first=time_first)
     raise UsageError(f"collate is 'ragged', 'padded' or a function of a batch, got {collate!r}")
 
 
-def _as_they_are(columns: Columns) -> Columns:
+def as_they_are(columns: Columns) -> Columns:
+    """The columns themselves."""
     return columns
 
 

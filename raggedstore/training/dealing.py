@@ -178,6 +178,8 @@ def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0)
 
     def mine(batches: Batches, steps: Int64s) -> tuple[Batches, Int64s]:
         """Which of `steps` are this worker's, and its batches, one of them in each step."""
+        if world == share.workers == 1 and not rows:
+            return batches, steps
         here = np.flatnonzero((steps + share.phase) % share.workers == share.worker)
         taken = batches.take(here * world + rank)
         return _rows_of(taken, share.rank, rows) if rows else taken, steps[here]

@@ -66,6 +66,32 @@ class _Progress:
     begun: bool = False
 
 
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Where an iterator is: what that comes to is worked out when somebody asks.
+
+    Parameters
+    ----------
+    begun
+        Where the iterator began.
+    world
+        Batches of all processes in a step.
+    dealt, number
+        The batch that it handed over last: which of those.
+    """
+
+    begun: _Progress
+    world: int
+    dealt: Dealt
+    number: int
+
+    def progress(self) -> _Progress:
+        """How far the epoch has come."""
+        begun, dealt, number = self.begun, self.dealt, self.number
+        batches = begun.batches + (int(dealt.steps[number]) + 1) * self.world
+        return _Progress(begun.epoch, dealt.after(number), batches, begun=True)
+
+
 class Loader:
     """Batches of samples, epoch after epoch: iterate over it, and again for the next epoch.
 
@@ -214,7 +240,7 @@ class Loader:
         self._cover(len(samples))
         self._check()
         self._collate = self._collator()
-        self._progress = _Progress(0)
+        self._place: _Progress | _Place = _Progress(0)
         self._ended = True  # whether what is to come next is an epoch's beginning
         #: How often it was said where to go on, or gone on.
         self.changes = 0
@@ -253,8 +279,13 @@ class Loader:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has seen nothing yet.
-        return {**self.__dict__, "_watch": None, "quarantine": []}
+        # A copy has seen nothing yet, and stays where this one is now.
+        return {**self.__dict__, "_place": self._progress, "_watch": None, "quarantine": []}
+
+    @property
+    def _progress(self) -> _Progress:
+        place = self._place
+        return place.progress() if isinstance(place, _Place) else place
 
     # What it is
 
@@ -301,7 +332,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
-        self._progress, self._ended = _Progress(check_seed(epoch, what="epoch")), True
+        self._place, self._ended = _Progress(check_seed(epoch, what="epoch")), True
         self.changes += 1
 
     def __repr__(self) -> str:
@@ -484,10 +515,10 @@ class Loader:
         over `phase` batches before, it is worker ``phase % workers`` that has the first.
         """
         if not self._ended:
-            self._progress = _Progress(self._progress.epoch + 1)
+            self._place = _Progress(self._progress.epoch + 1)
         if self.follow and not self._progress.begun:
             self.refresh()
-        self._progress, self._ended = replace(self._progress, begun=True), False
+        self._place, self._ended = replace(self._progress, begun=True), False
         self.changes += 1
         begun, skip = self._progress, self.on_error == "skip"
         stages = Stages(self._transforms, begun.epoch, skip=skip)
@@ -517,7 +548,7 @@ class Loader:
         watch.begin()
         _keep_freed_memory(budget.read)
         lists = results(jobs, count=budget.ahead, limit=budget.ready, threads=abreast)
-        latest = begun
+        latest: _Progress | _Place = begun
         world = self.batches_a_step
         whole = False
         try:
@@ -527,28 +558,19 @@ class Loader:
                 if read is None:
                     break
                 watch.reading(read.facts, time.perf_counter() - since)
-                # Popped, so that the loop alone holds its batch.
-                ready = read.batches
-                ready.reverse()
-                while ready:
-                    made = ready.pop()
-                    steps = made.step + 1
-                    following = _Progress(
-                        begun.epoch,
-                        made.after,
-                        begun.batches + steps * world,
-                        begun=True,
-                    )
+                place = _Place(begun, world, read.dealt, read.first - 1)
+                for batch in read.batches:
+                    place.number += 1
                     # Unless another iterator has been begun meanwhile.
-                    if self._progress is latest:
-                        self._progress = latest = following
+                    if self._place is latest:
+                        self._place = latest = place
                     watch.given += 1
                     if read.facts.lost:
-                        self._set_aside(watch.lost(made.step))
-                    yield made.batch
-                    del made
-            if self._progress is latest:
-                self._progress, self._ended = _Progress(begun.epoch + 1), True
+                        self._set_aside(watch.lost(int(read.dealt.steps[place.number])))
+                    yield batch
+                    del batch  # so that the loop alone holds it
+            if self._place is latest:
+                self._place, self._ended = _Progress(begun.epoch + 1), True
             whole = True
         finally:
             watch.ended(whole=whole, processes=stages.processes)
@@ -646,7 +668,7 @@ class Loader:
             self._cover(count)
         self.batch.share(self.world_size, geometry["batch"])
         self._geometry = geometry
-        self._progress, self._ended = progress, True
+        self._place, self._ended = progress, True
         self.changes += 1
 
     def _parsed(self, state: Mapping[str, Any]) -> tuple[_Progress, int, dict[str, dict[str, Any]]]:

@@ -42,19 +42,22 @@ from raggedstore.training.ahead import Ahead, Jobs, in_turn
 from raggedstore.training.batching import Rule
 from raggedstore.training.columns import Columns, Forms
 from raggedstore.training.crops import Crop
-from raggedstore.training.dealing import Cursor, Dealt
+from raggedstore.training.dealing import Dealt
 from raggedstore.training.picks import Batches, Picks
 from raggedstore.training.recurrent import BEYOND
 from raggedstore.training.report import Facts, Loss, extents_of
 from raggedstore.training.sizes import Measures
 from raggedstore.training.transforms import Failed, Stages
 
-__all__ = ["READ_BYTES", "Budget", "Made", "Reader", "Ready", "Windows", "results"]
+__all__ = ["READ_BYTES", "Budget", "Made", "Reader", "Windows", "results"]
 
 READ_BYTES = 2**23
 #: Reads made at a time, each with its share of the cores. Two of one thread each are faster than
 #: one of two: neither waits for the other's last block, nor is woken for each read.
 _ABREAST = 2
+
+#: Batches of a read.
+_MANY = 16
 
 #: Where there are transforms: bytes to begin with, and seconds that a read's may take.
 _TRIED = 2**18
@@ -69,19 +72,12 @@ Lost = dict[int, Loss]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ready:
-    """A batch as the loop gets it."""
-
-    batch: Any
-    after: Cursor  #: where the epoch goes on after it
-    step: int  #: which step it is, counted from where the iteration began
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """What a read became."""
+    """What a read became: batches from number `first` on of what was dealt."""
 
-    batches: list[Ready]
+    batches: Iterator[Any]  #: as the loop gets them, none of them held here once it has it
+    dealt: Dealt
+    first: int
     facts: Facts
 
 
@@ -216,9 +212,12 @@ class Reader:
         self._pace = Pace(budget.read, at_once=stages.batches_at_once, transformed=bool(stages))
         # Of cropped samples only the windows are to be read, so never more than a batch's.
         self._windowed = windowed and not crops
+        self._adds_nothing = type(rule).dress is Rule.dress
+        #: Whether batches are but views of what is read.
+        self._is_plain = self._adds_nothing and not stages and collate is columns.as_they_are
         #: Reads that may be made at a time.
         self.abreast = 1
-        if own and samples.concurrent and not self._windowed and not stages and budget.ahead:
+        if own and samples.concurrent and not stages and budget.ahead:
             self.abreast = _ABREAST
 
     def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made]:
@@ -227,6 +226,7 @@ class Reader:
         if self._windowed:
             yield from self._from_windows(deals)
             return
+        beside = 1  # how many reads the next one is made beside, and it; the first is made alone
         for dealt in deals:
             windows = self._windows(dealt.batches.picks)
             each = self._bytes(dealt.batches.picks, windows)
@@ -235,8 +235,10 @@ class Reader:
                 span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
                 nbytes = int(each[span].sum() * self._pace.growth)
                 # With the one that the loop has there must be room for as many as are made.
-                abreast = self.abreast if (self.abreast + 1) * nbytes <= self._budget.ready else 1
-                yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span), abreast)
+                if (self.abreast + 1) * nbytes > self._budget.ready:
+                    beside = 1
+                yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span), beside)
+                beside = self.abreast
 
     # What is read of each sample
 
@@ -335,6 +337,15 @@ class Reader:
             there = _without(len(positions), lost)
             edges = _edges(batches.edges, there)
         kept = positions if there is None else positions[there]
+        gone = _lost_of(batches, lost)
+        if self._is_plain and batches.picks.rows is None:
+            facts = Facts(kept, edges, nbytes, extents_of(shown, edges), gone)
+            parts = columns.spans(shown, edges)
+            # Of many the loop cuts one at a time, while other threads decode; but what cuts them
+            # has hold of all, which for large ones would be a batch too many.
+            return Made(
+                parts if last - first > _MANY else _popped(list(parts)), dealt, first, facts
+            )
         dressed = self._dressed(shown, batches, there, edges)
         extents = extents_of(shown, edges, dressed)
         if self._stages:
@@ -344,10 +355,7 @@ class Reader:
         if self._stages or any(map(operator.is_not, made, dressed)):
             # Padding counts: it may make ten times as much of what is read.
             self._pace.note(nbytes, columns.nbytes_of(made), time.perf_counter() - begun)
-        ready = [
-            Ready(batch, dealt.after(i), int(dealt.steps[i])) for i, batch in enumerate(made, first)
-        ]
-        return Made(ready, Facts(kept, edges, nbytes, extents, _lost_of(batches, lost)))
+        return Made(_popped(made), dealt, first, Facts(kept, edges, nbytes, extents, gone))
 
     def _mapped(self, shown: Columns, picks: Picks, there: Int64s | None, lost: Lost) -> Columns:
         """Each sample transformed; those that fail go to `lost`."""
@@ -372,22 +380,21 @@ class Reader:
     ) -> list[Columns]:
         """The columns of each batch with what the rule makes of them."""
         picks, all_rows = batches.picks, batches.picks.rows
-        if all_rows is None and type(self._rule).dress is Rule.dress:  # which adds nothing
-            return [columns.span(shown, a, b) for a, b in itertools.pairwise(edges.tolist())]
         if there is not None and self._rule.shared:
             # Each row is a stream, which must not move: those that are lost show nothing.
             shown = columns.spread(self._samples.schema, shown, there, len(picks))
             edges = batches.edges
         elif there is not None:
             picks = picks.take(there)
-        dressed = []
+        dressed = list(columns.spans(shown, edges))
+        if all_rows is None and self._adds_nothing:
+            return dressed
         for i, (start, stop) in enumerate(itertools.pairwise(edges.tolist())):
-            some = picks.take(slice(start, stop))
-            batch = self._rule.dress(columns.span(shown, start, stop), some)
+            batch = self._rule.dress(dressed[i], picks.take(slice(start, stop)))
             if there is not None and all_rows is not None:
                 of_batch = all_rows[batches.edges[i] : batches.edges[i + 1]]
                 batch = columns.keep_rows(batch, int(of_batch.max(initial=-1)) + 1)
-            dressed.append(batch)
+            dressed[i] = batch
         return dressed
 
     # Straight from the store
@@ -407,6 +414,7 @@ class Reader:
             self._window_jobs(deals),
             count=min(self._budget.ahead, 1),
             limit=self._budget.windows,
+            threads=self.abreast,
         )
         try:
             for window in windows:
@@ -454,6 +462,13 @@ class Reader:
             wanted = wanted[there] - np.searchsorted(gone, wanted[there])
         taken = columns.take(decoded, wanted, windows)
         return self._made(taken, dealt, first, last, lost)
+
+
+def _popped(batches: list[Any]) -> Iterator[Any]:
+    """They, one by one, each held no longer."""
+    batches.reverse()
+    while batches:
+        yield batches.pop()
 
 
 def _values_of(column: Column) -> int:

@@ -103,18 +103,18 @@ class Facts:
 
 
 def extents_of(
-    columns: Columns, edges: Int64s, batches: Sequence[Columns]
+    columns: Columns, edges: Int64s, batches: Sequence[Columns] = ()
 ) -> dict[str, tuple[int, int]]:
     """For each ragged field how many values the `batches` have, as they are and padded.
 
     `columns` has the samples of all of them together. Of what is packed steps count and not values,
-    which comes to the same.
+    which comes to the same; only then need the `batches` be given.
     """
     extents = {}
     for name, column in columns.items():
         if not isinstance(column, RaggedBatch):
             continue
-        if isinstance(batches[0].get(name), PackedRows):
+        if batches and isinstance(batches[0].get(name), PackedRows):
             steps = sum(math.prod(batch[name].shape) for batch in batches)
             extents[name] = (int(column.lengths.sum()), steps)
             continue

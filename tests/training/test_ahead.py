@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raggedstore.training.ahead import Ahead
 
@@ -56,7 +58,10 @@ def test_work_ahead_keeps_to_its_count_and_bytes() -> None:
 
 
 class Meeting:
-    """Jobs of which each waits for the next one to be begun, so that two must be made at a time."""
+    """Jobs of which each waits for the next one to be begun, so that two must be made at a time.
+
+    The first is made alone.
+    """
 
     def __init__(self, count: int) -> None:
         self.begun = [threading.Event() for _ in range(count + 1)]
@@ -65,7 +70,7 @@ class Meeting:
 
     def make(self, i: int) -> int:
         self.begun[i].set()
-        assert self.begun[i + 1].wait(10)
+        assert not i or self.begun[i + 1].wait(10)
         return i
 
     def jobs(self) -> Iterator[Any]:
@@ -129,7 +134,8 @@ def test_threads_end_whenever_it_is_closed_or_dropped(threads: int) -> None:
         gc.collect()
         for thread in readers():
             thread.join(10)
-        assert closed == [True] and not readers()
+        # Where the taker would have begun, nothing has been.
+        assert closed == ([True] if taken or threads == 1 else []) and not readers()
 
 
 def test_two_threads_keep_to_count_and_bytes() -> None:
@@ -154,3 +160,89 @@ def test_two_threads_keep_to_count_and_bytes() -> None:
         with working:
             assert now - sum(sizes[:i]) <= 100
     ahead.close()
+
+
+def test_the_taker_makes_the_first_result_and_then_what_nobody_has_begun() -> None:
+    begun = [threading.Event() for _ in range(3)]
+    go_on = threading.Event()
+    makers: list[threading.Thread] = []
+
+    def make(i: int) -> int:
+        if i == 0:
+            assert not readers()
+        if i < 3:
+            begun[i].set()
+        if threading.current_thread() is not threading.main_thread():
+            assert go_on.wait(10)
+        else:
+            makers.append(threading.current_thread())
+        if i == 2:  # made by the taker, while the reader is at 1
+            assert begun[1].is_set()
+            go_on.set()
+        return i
+
+    ahead = Ahead(jobs_of(make, 3, []), count=2, limit=100, threads=2)
+    assert next(ahead) == 0 and len(makers) == 1
+    assert begun[1].wait(10)
+    assert next(ahead) == 1 and len(makers) == 2
+    assert list(ahead) == [2]
+    ahead.close()
+
+
+def test_an_interrupt_of_the_taker_does_not_wait_for_its_turn() -> None:
+    main = threading.main_thread()
+    slow = threading.Event()
+
+    def make(i: int) -> int:
+        if i and threading.current_thread() is main:
+            raise KeyboardInterrupt
+        if i:
+            slow.wait(10)
+        return i
+
+    closed: list[bool] = []
+    ahead = Ahead(jobs_of(make, 9, closed), count=5, limit=100, threads=2)
+    assert next(ahead) == 0
+    with pytest.raises(KeyboardInterrupt):
+        next(ahead)
+    slow.set()
+    assert next(ahead, None) is None
+    ahead.close()
+    assert closed == [True] and not readers()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 2**32),
+)
+def test_nobody_waits_for_what_never_comes(
+    jobs: list[tuple[int, bool]], count: int, threads: int, seed: int
+) -> None:
+    """Whatever jobs take in bytes and time, and whoever is fast: all results, in order."""
+    slow = np.random.default_rng(seed).random(len(jobs)) < 0.3
+
+    def make(i: int) -> int:
+        if jobs[i][1]:
+            time.sleep(1e-4)
+        return i
+
+    def planned() -> Iterator[Any]:
+        for i, (nbytes, _) in enumerate(jobs):
+            yield nbytes, partial(make, i)
+
+    got: list[int] = []
+
+    def take() -> None:
+        ahead = Ahead(planned(), count=count, limit=100, threads=threads)
+        for i in ahead:
+            got.append(i)
+            if slow[i]:
+                time.sleep(2e-4)
+        ahead.close()
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    taker.join(20)
+    assert not taker.is_alive() and got == list(range(len(jobs)))
