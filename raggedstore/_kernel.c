@@ -1,4 +1,4 @@
-/* What reading spends its time on, without the GIL: decode blocks of Blosc2 chunks and copy what is
+/* What reading and writing spend their time on, without the GIL: decode blocks of Blosc2 chunks and copy what is
    wanted of them to where it belongs.  raggedstore/kernel.py says what each function takes, and all
    that they do is done in NumPy too, where this could not be compiled.
 
@@ -727,9 +727,37 @@ static PyObject *decode_run(PyObject *self, PyObject *args) {
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
+/* The checksum of each part of what is stored. */
+static PyObject *digests(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer of[3]; /* stored, edges, out */
+    if (!PyArg_ParseTuple(args, "y*y*w*", &of[0], &of[1], &of[2])) return NULL;
+    int64_t n = of[2].len / 4;
+    const uint32_t *edges = elements(&of[1], n + 1, 4);
+    int fine = edges && library.digest && of[2].len % 4 == 0;
+    if (fine) {
+        Py_BEGIN_ALLOW_THREADS
+        uint32_t *out = of[2].buf;
+        const uint8_t *stored = of[0].buf;
+        for (int64_t i = 0; i < n && fine; i++) {
+            uint32_t begin = edges[i], end = edges[i + 1];
+            fine = begin <= end && end <= (uint64_t)of[0].len;
+            if (fine) out[i] = (uint32_t)library.digest(stored + begin, end - begin);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    release(of, 3);
+    if (!fine) {
+        PyErr_SetString(PyExc_IndexError, "edges that don't ascend within what is stored");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
+    {"digests", digests, METH_VARARGS, "digests(stored, edges, out): 32 bits of xxh3 of each part"},
     {"order", order_of, METH_VARARGS, "order(keys, out): the stable order of 64-bit keys"},
     {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},
     {"lay_out", lay_out, METH_VARARGS, "lay_out(pieces, ...) -> what decode takes"},

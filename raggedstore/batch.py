@@ -441,7 +441,7 @@ def copy_ranges(
     offsets
         (n + 1,) `offsets_of` their lengths.
     """
-    if kernel.copy_rows([values], None, starts, stops - starts, offsets[:-1], out):
+    if kernel.copy_rows(values, starts, stops - starts, offsets[:-1], out):
         return
     copy = _copy_tiny if len(out) < _TINY * len(starts) else _copy_long
     copy(values, starts, stops, offsets, out)

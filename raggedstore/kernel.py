@@ -1,4 +1,4 @@
-"""The compiled part of reading, where there is one: copies and decoding without the GIL.
+"""The compiled part, where there is one: copies, decoding and checksums without the GIL.
 
 It was compiled when the package was installed, if a C compiler was there, and takes Blosc2 and
 xxh3 from the libraries that came with their packages. Where any of them is missing, or the
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +19,11 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["compiled", "copy_rows", "is_there", "order_of"]
+__all__ = ["compiled", "copy_rows", "digests_of", "is_there", "order_of"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Checks = npt.NDArray[np.uint32]
 
 _BLOSC2 = "3."  # versions of the C library that it was tried with
 
@@ -83,24 +83,31 @@ def order_of(keys: Int64s) -> Int64s | None:
     return order
 
 
+def digests_of(stored: bytes | memoryview, edges: npt.NDArray[np.uint32]) -> Checks | None:
+    """(n,) uint32, 32 bits of the xxh3 of what is stored between (n + 1,) ascending `edges`.
+
+    None where this is not compiled.
+    """
+    if _compiled is None:
+        return None
+    digests = np.empty(len(edges) - 1, np.uint32)
+    _compiled.digests(stored, np.ascontiguousarray(edges, np.uint32), digests)
+    return digests
+
+
 def copy_rows(
-    sources: Sequence[npt.NDArray[Any]],
-    edges: Int64s | None,
+    rows: npt.NDArray[Any],
     starts: Int64s,
     counts: Int64s,
     places: Int64s,
     out: npt.NDArray[Any],
 ) -> bool:
-    """Copy runs of rows from several arrays to `out`; False where nothing was done.
+    """Copy runs of `rows` to `out`, which has such rows; False where nothing was done.
 
     Parameters
     ----------
-    sources
-        Arrays with rows like those of `out`.
-    edges
-        (len(sources) + 1,) which runs are of which array; None where there is one.
     starts, counts, places
-        (n,) where each run begins in its array, its rows, and where in `out` it is to begin.
+        (n,) where each run begins, its rows, and where in `out` it is to begin.
 
     Raises
     ------
@@ -114,19 +121,11 @@ def copy_rows(
         _compiled is None
         or not row
         or out.dtype.hasobject
-        or not out.flags.c_contiguous
-        or not all(rows.flags.c_contiguous and rows.dtype == out.dtype for rows in sources)
+        or rows.dtype != out.dtype
+        or not (out.flags.c_contiguous and rows.flags.c_contiguous)
     ):
         return False
-    if edges is None:
-        edges = np.array([0, len(starts)], np.int64)
-    _compiled.copy(
-        [_raw(rows) for rows in sources],
-        row,
-        edges,
-        _int64s(starts),
-        _int64s(counts),
-        _int64s(places),
-        _raw(out),
-    )
+    runs = (_int64s(starts), _int64s(counts), _int64s(places))
+    edges = np.array([0, len(starts)], np.int64)
+    _compiled.copy([_raw(rows)], row, edges, *runs, _raw(out))
     return True

@@ -12,6 +12,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,8 +105,24 @@ def test_no_run_outside_of_an_array_is_copied(
         for start, count, place in runs[a:b]
     )
     try:
-        kernel.copy_rows([np.ones(20, row)] * sources, *arrays, out)
+        size = out.itemsize
+        sources_of = [np.ones(20, row).view(np.uint8)] * sources
+        kernel.compiled().copy(sources_of, size, *arrays, out.view(np.uint8))
     except IndexError:
         assert not fits
     else:
         assert fits
+
+
+@needs_kernel
+@given(st.binary(max_size=40), st.lists(st.integers(0, 60), min_size=1, max_size=6))
+def test_no_checksum_is_taken_of_what_is_not_there(stored: bytes, edges: list[int]) -> None:
+    parts = list(itertools.pairwise(edges))
+    try:
+        digests = kernel.digests_of(stored, np.array(edges, np.uint32))
+    except IndexError:
+        assert not all(a <= b <= len(stored) for a, b in parts)
+    else:
+        expected = [xxhash.xxh3_64_intdigest(stored[a:b]) & 0xFFFFFFFF for a, b in parts]
+        assert digests is not None and digests.tolist() == expected
+        assert all(a <= b <= len(stored) for a, b in parts)

@@ -14,6 +14,7 @@ holds its blocks as they are; one that is special (all zeros, one value) has non
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from raggedstore import kernel
 from raggedstore.errors import CorruptionError
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "assemble_run",
     "assembled_size",
     "block_checksum",
+    "block_checksums",
     "blocks_of",
     "check_header",
     "decode_assembled",
@@ -136,6 +139,15 @@ def blocks_of(frame: memoryview, size: int) -> ChunkBlocks | None:
 def block_checksum(stored: Any) -> int:
     """32 bits of xxh3-64 over the stored bytes of a block."""
     return xxhash.xxh3_64_intdigest(stored) & 0xFFFFFFFF
+
+
+def block_checksums(stored: memoryview, edges: Edges) -> Edges:
+    """(n,) `block_checksum` of the n blocks between the (n + 1,) `edges` of what is stored."""
+    digests = kernel.digests_of(stored, edges)
+    if digests is None:
+        parts = itertools.pairwise(edges.tolist())
+        digests = np.array([block_checksum(stored[a:b]) for a, b in parts], np.uint32)
+    return digests
 
 
 @dataclass(frozen=True, slots=True)

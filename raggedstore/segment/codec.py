@@ -49,6 +49,7 @@ _MAX_FILTERS = 2
 _MAX_ITEM = 16  # larger items gain nothing from filters
 _MIN_FRAME = 87  # the shortest header that c-blosc2 writes
 _CHUNK_HEADER = 32
+_SPECIAL = 0x70  # in a chunk's last byte of header: it stands for values that are not there
 _ZEROS = 0x81  # in the table of chunks, the highest byte of where one lies: nowhere, all zeros
 
 
@@ -161,6 +162,52 @@ class Compression:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Wrapping:
+    """What c-blosc2 puts around the one chunk of a frame: the same for all chunks of a kind.
+
+    Only two numbers of the header are a chunk's own. To have c-blosc2 make each frame takes nearly
+    as long again as to compress, most of it with the interpreter's lock.
+    """
+
+    head: bytes
+    tail: bytes
+
+    @classmethod
+    def of(cls, frame: bytes) -> tuple[_Wrapping, bytes] | None:
+        """What is around the chunk of a frame, and the chunk; None where the frame has none."""
+        head, cbytes = struct.unpack_from(">i24xq", frame, 11)
+        chunk = frame[head : head + max(cbytes, 0)]
+        return (cls(frame[:head], frame[head + cbytes :]), chunk) if chunk else None
+
+    def around(self, chunk: bytes) -> bytes | None:
+        """The frame of another chunk; None of one that is not kept as such, like all zeros."""
+        if len(chunk) <= _CHUNK_HEADER or chunk[_CHUNK_HEADER - 1] & _SPECIAL:
+            return None
+        head = bytearray(self.head)
+        struct.pack_into(">q", head, 16, len(head) + len(chunk) + len(self.tail))
+        struct.pack_into(">q", head, 39, len(chunk))
+        return b"".join([head, chunk, self.tail])
+
+
+#: What is known of the wrapping of each kind of chunk: as it was seen once; True once a second
+#: frame was just what the first one tells; False where it was not.
+_wrappings: dict[tuple[Compression, int, int, int], tuple[_Wrapping, bool | None]] = {}
+_MOST_KINDS = 1024
+
+
+def _learn(kind: tuple[Compression, int, int, int], frame: bytes) -> None:
+    found = _Wrapping.of(frame)
+    if found is None:
+        return
+    wrapping, chunk = found
+    seen, sure = _wrappings.get(kind, (wrapping, None))
+    if kind in _wrappings and sure is None:
+        _wrappings[kind] = seen, seen.around(chunk) == frame
+    elif len(_wrappings) < _MOST_KINDS:
+        _wrappings.setdefault(kind, (wrapping, None))
+
+
 def side_column_compression() -> Compression:
     """What side columns are written with: neighbouring starts differ little, byte by byte."""
     return Compression("zstd", 1, ("shuffle", "bytedelta"))
@@ -180,14 +227,21 @@ def encode_frame(
     """
     data = raw.reshape(-1).view(np.uint8)
     params = compression.params(itemsize, row_nbytes, data.nbytes)
+    kind = (compression, itemsize, row_nbytes, data.nbytes)
+    wrapping, sure = _wrappings.get(kind, (None, False))
+    frame = None
     with no_fork():
-        frame = blosc2.SChunk(chunksize=data.nbytes, data=data, cparams=params).to_cframe()
+        if wrapping is not None and sure:
+            frame = wrapping.around(blosc2.compress2(data, cparams=params))
+        if frame is None:
+            frame = blosc2.SChunk(chunksize=data.nbytes, data=data, cparams=params).to_cframe()
+            _learn(kind, frame)
     if blosc2.Filter.BYTEDELTA in params.filters:
         back = np.empty(data.nbytes, np.uint8)
         decode_frame(memoryview(frame), back)
         if not np.array_equal(back, data):
             raise CorruptionError("a chunk did not decode to what was encoded; nothing is written")
-    return bytes(frame)
+    return frame
 
 
 def check_frame(frame: memoryview) -> None:

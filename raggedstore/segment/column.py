@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,7 @@ class ColumnReader:
         self._data = data
         self._context = context
         self._check = context.checksums and checksums
+        self._compiled_table: compiled.Table | None = None
         self._next = -1  # the row after the last that was read
         self._prepared = -1  # the last chunk that was read ahead
 
@@ -244,18 +245,20 @@ class ColumnReader:
                 if block_checksum(into[a:b]) != expected[i]:
                     raise _bad_block(self.dataset.column.name, int(chunk[i]), int(block[i]))
 
-    @cached_property
+    @property
     def _table(self) -> compiled.Table:
         """Where blocks lie, for the kernel."""
-        table = self.dataset.blocks
-        assert table is not None
-        return compiled.Table(
-            table.header,
-            table.nbytes,
-            self.dataset.entries["offset"],
-            table.edges,
-            table.checks if self._check else None,
-        )
+        if self._compiled_table is None:
+            table = self.dataset.blocks
+            assert table is not None
+            self._compiled_table = compiled.Table(
+                table.header,
+                table.nbytes,
+                self.dataset.entries["offset"],
+                table.edges,
+                table.checks if self._check else None,
+            )
+        return self._compiled_table
 
     def decode_laid_out(
         self, cut: compiled.Cut, chosen: list[bool], out: Bytes, otherwise: Task

@@ -299,7 +299,7 @@ def _copy(
         return
     begin, end = int(place[a]), int(place[b - 1]) + int(count[b - 1])
     low, count, place = low[a:b], count[a:b], place[a:b]
-    if kernel.copy_rows([rows], None, low, count, place, out):
+    if kernel.copy_rows(rows, low, count, place, out):
         return
     tiny = end - begin < _TINY * (b - a)
     if tiny and (place[1:] == place[:-1] + count[:-1]).all():

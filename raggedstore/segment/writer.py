@@ -16,7 +16,6 @@ is open at the end: there they are made to lead nowhere, and closed.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import threading
@@ -45,7 +44,7 @@ from raggedstore.layout import (
 )
 from raggedstore.schema import Field, Schema
 from raggedstore.segment.appended import append_table
-from raggedstore.segment.blocks import BlockTable, ChunkBlocks, block_checksum, blocks_of
+from raggedstore.segment.blocks import BlockTable, ChunkBlocks, block_checksums, blocks_of
 from raggedstore.segment.codec import Compression, encode_frame, side_column_compression
 from raggedstore.segment.empty import empty_file
 from raggedstore.segment.profiles import ENOUGH, choose, profile
@@ -84,9 +83,8 @@ def _encode(chunk: npt.NDArray[Any], column: Column, compression: Compression) -
     frame = encode_frame(chunk, column.dtype.itemsize, column.row_nbytes, compression)
     view = memoryview(frame)
     blocks = blocks_of(view, len(view))
-    edges = blocks.edges.tolist() if blocks is not None else []
-    checks = [block_checksum(view[a:b]) for a, b in itertools.pairwise(edges)]
-    return _Encoded(frame, len(frame), checksum(frame), blocks, np.array(checks, np.uint32))
+    checks = np.zeros(0, np.uint32) if blocks is None else block_checksums(view, blocks.edges)
+    return _Encoded(frame, len(frame), checksum(frame), blocks, checks)
 
 
 class _ColumnWriter:

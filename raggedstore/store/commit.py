@@ -81,7 +81,8 @@ def digest_of(data: bytes | FileBytes) -> str:
 def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
     """Steps 1 to 3: finish a segment and give it its final name; the manifest's entry for it."""
     table = writer.seal()
-    files.sync_file(writer.path)
+    digest = writer.pool.submit(digest_of, FileBytes(writer.path, OpenFiles()))
+    files.sync_file(writer.path)  # meanwhile
     name = uuid.uuid4().hex
     folder = segments_folder(root)
     index = table.dumps()
@@ -111,7 +112,7 @@ def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
         bytes=table.file_bytes,
         index_bytes=len(index),
         raw_bytes=raw,
-        digest=digest_of(FileBytes(folder / f"{name}.h5", OpenFiles())),
+        digest=digest.result(),
         index_digest=digest_of(index),
     )
 

@@ -49,7 +49,7 @@ from raggedstore.indexing import Positions
 from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
-from raggedstore.segment.blocks import block_checksum
+from raggedstore.segment.blocks import block_checksums
 from raggedstore.segment.codec import Compression
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
@@ -372,8 +372,8 @@ def _checksummed(dataset: DatasetTable, data: FileBytes) -> DatasetTable:
         stored = data.read(offset, size)
         entries["xxh3"][i] = checksum(stored)
         if blocks is not None and checks is not None and blocks.known[i]:
-            edges = blocks.run(i, 0, checks.shape[1])
-            checks[i] = [block_checksum(stored[a:b]) for a, b in itertools.pairwise(edges)]
+            edges = np.array(blocks.run(i, 0, checks.shape[1]), np.uint32)
+            checks[i] = block_checksums(stored, edges)
     if blocks is not None and checks is not None:
         blocks = replace(blocks, checks=checks)
     return replace(dataset, entries=entries, blocks=blocks)

@@ -452,8 +452,9 @@ class Loader:
 
         outlook = Outlook(
             samples=len(self.samples),
-            sample_bytes=sizes.mean,
-            first_bytes=sizes.mean_of_first() if self._drawn.windowed else sizes.mean,
+            # Who cuts no windows does not ask, and to look at the samples takes milliseconds.
+            sample_bytes=sizes.mean if self._drawn.windowed else 0.0,
+            first_bytes=sizes.mean_of_first() if self._drawn.windowed else 0.0,
             pool=self.batch.pool,
             # Whatever `prefetch` is, which must not touch the order.
             window_bytes=max(1, int(self.budget * 7 / 8 / 2 * _SLACK)),

@@ -72,7 +72,7 @@ class Outlook:
     """What an order may know of the samples before it is bound."""
 
     samples: int
-    sample_bytes: float  #: of a sample, decoded, on average
+    sample_bytes: float  #: of a sample, decoded, on average; 0 where there are no windows
     first_bytes: float  #: the same of the first 1,024 samples
     pool: int  #: how many samples the batching rule would plan together
     window_bytes: int  #: the largest window that memory allows

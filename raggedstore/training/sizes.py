@@ -51,6 +51,7 @@ class Sizes:
         self._samples = samples
         self._fixed = float(_PLACES)
         self._ragged: dict[str, int] = {}
+        self._mean: float | None = None
         for name, field in samples.schema.items():
             if name in without:
                 continue
@@ -63,16 +64,22 @@ class Sizes:
             if field.kind != "array":
                 self._fixed += _OBJECT
                 self._ragged[name] = 2
-        self.mean = self._mean(probes(len(samples)))
 
-    def _mean(self, positions: Positions) -> float:
+    @property
+    def mean(self) -> float:
+        """Bytes of a sample on average, by a look at up to 1,024 of them the first time."""
+        if self._mean is None:
+            self._mean = self._mean_of(probes(len(self._samples)))
+        return self._mean
+
+    def _mean_of(self, positions: Positions) -> float:
         if not len(positions) or not self._ragged:
             return self._fixed
         return float(self.exact(positions).mean())
 
     def mean_of_first(self) -> float:
         """What `mean` is of the first 1,024 samples alone, which appending does not change."""
-        return self._mean(np.arange(min(len(self._samples), _FIRST), dtype=np.int64))
+        return self._mean_of(np.arange(min(len(self._samples), _FIRST), dtype=np.int64))
 
     def exact(self, positions: Positions) -> Int64s:
         """(k,) bytes of each of the samples."""
@@ -85,7 +92,7 @@ class Sizes:
         """(k,) bytes of each of the samples: of short ones, what they are on average here."""
         if not self._ragged:
             return np.broadcast_to(np.int64(self._fixed), len(positions))
-        if len(positions) <= _PROBES or self.mean >= _SHORT:
+        if len(positions) <= _PROBES:
             return self.exact(positions)
         probes = positions[np.arange(_PROBES) * (len(positions) - 1) // (_PROBES - 1)]
         sizes = self.exact(probes)

@@ -1,11 +1,13 @@
 """Chunks to frames and back, and what damage does to them."""
 
+import blosc2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import raggedstore as rs
+from raggedstore.segment import codec
 from raggedstore.segment.codec import decode_frame, encode_frame
 from raggedstore.segment.profiles import PROFILES, profile
 from tests.strategies import DTYPES
@@ -39,6 +41,49 @@ def test_every_profile_gives_back_what_it_was_given(
     frame = encode_frame(raw, dtype.itemsize, dtype.itemsize, profile(name, dtype.itemsize))
 
     assert decoded(frame, raw.nbytes).tobytes() == raw.tobytes()
+
+
+CONTENTS = {
+    "random": lambda rng, n: np.frombuffer(rng.bytes(n), np.uint8),
+    "small": lambda rng, n: rng.integers(0, 3, n).astype(np.uint8),
+    "ramp": lambda rng, n: np.arange(n, dtype=np.uint8),
+    "zeros": lambda rng, n: np.zeros(n, np.uint8),
+    "one value": lambda rng, n: np.full(n, 7, np.uint8),
+    "nearly zeros": lambda rng, n: np.eye(1, n, n // 2, np.uint8)[0],
+}
+
+
+@given(
+    st.sampled_from(PROFILES),
+    st.sampled_from(["u1", "<i2", ">f4", "f8"]),
+    st.lists(st.sampled_from(sorted(CONTENTS)), min_size=2, max_size=8),
+    st.sampled_from([64, 4096, 2**16 + 8]),
+)
+def test_frames_are_those_that_blosc2_itself_makes(
+    name: str, dtype: str, contents: list[str], nbytes: int
+) -> None:
+    size, compression = np.dtype(dtype).itemsize, profile(name, np.dtype(dtype).itemsize)
+    rng = np.random.default_rng(nbytes)
+    params = compression.params(size, size, nbytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_wrappings", {})  # so that it is learned here
+        for what in contents:
+            raw = CONTENTS[what](rng, nbytes)
+            whole = blosc2.SChunk(chunksize=nbytes, data=raw, cparams=params)
+            assert encode_frame(raw.view(dtype), size, size, compression) == whole.to_cframe()
+
+
+def test_wrappings_that_differ_are_left_to_blosc2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_wrappings", {})
+    rng, compression = np.random.default_rng(0), profile("fast", 1)
+    first, *others = [np.frombuffer(rng.bytes(4096), np.uint8) for _ in range(4)]
+    encode_frame(first, 1, 1, compression)
+    ((kind, (seen, _)),) = codec._wrappings.items()
+    # As though another c-blosc2 put something else there for each.
+    codec._wrappings[kind] = (codec._Wrapping(seen.head, seen.tail[:-1] + b"?"), None)
+    for raw in others:
+        np.testing.assert_array_equal(decoded(encode_frame(raw, 1, 1, compression), 4096), raw)
+    assert codec._wrappings[kind][1] is False
 
 
 def test_damage_is_an_error_or_other_values_and_never_a_crash() -> None:
