@@ -187,7 +187,7 @@ class _Work:
         """A job and its number; no job where there are no more; None where there is no room."""
         with self._turn:
             self._note_all()
-            begun = self._next()
+            begun = self._next(Exception)  # and no Ctrl-C, which is not to wait for its turn
             if self._waits:
                 self.credit.put(None)
             return begun
@@ -213,7 +213,7 @@ class _Work:
         while True:
             with self._turn:
                 self._note_all()
-                begun = self._next()
+                begun = self._next(BaseException)
                 self._waits = begun is None
                 if begun is not None:
                     if begun[1] is None:
@@ -236,7 +236,8 @@ class _Work:
         elif credit is not None:
             self.stopped = True
 
-    def _next(self) -> tuple[int, Callable[[], Any] | None] | None:
+    def _next(self, caught: type[BaseException]) -> tuple[int, Callable[[], Any] | None] | None:
+        """As `begin`; what is `caught` of the jobs' errors is the taker's, in its turn."""
         number = self._begun
         try:
             if not self.stopped:
@@ -252,7 +253,7 @@ class _Work:
             self._jobs.close()
         except StopIteration:
             self.stopped = True
-        except BaseException as error:
+        except caught as error:
             self._begun, self.stopped = number + 1, True
             self.results.put((number, error))
         self._end()

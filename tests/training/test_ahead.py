@@ -211,6 +211,28 @@ def test_an_interrupt_of_the_taker_does_not_wait_for_its_turn() -> None:
     assert closed == [True] and not readers()
 
 
+def test_nor_does_one_while_a_job_is_planned() -> None:
+    main = threading.main_thread()
+    slow = threading.Event()
+
+    def jobs() -> Iterator[Any]:
+        for i in range(9):
+            if i > 1 and threading.current_thread() is main:
+                raise KeyboardInterrupt
+            yield 1, slow.wait if i else bool
+
+    ahead = Ahead(jobs(), count=5, limit=100, threads=2)
+    assert next(ahead) is False
+    while not readers():
+        time.sleep(0.001)
+    time.sleep(0.02)  # the reader is at job 1
+    with pytest.raises(KeyboardInterrupt):
+        next(ahead)
+    slow.set()
+    ahead.close()
+    assert not readers()
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=40),
     st.integers(1, 4),
