@@ -20,12 +20,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 __all__ = ["ChunkCache"]
 
-Chunk = npt.NDArray[np.uint8]
+Chunk = npt.NDArray[Any]  # its rows
 
 #: What was rented is remembered for so many times as many chunks as the budget holds.
 _REMEMBERED = 2

@@ -156,18 +156,21 @@ class ColumnReader:
 
     def cached(self, number: int) -> npt.NDArray[Any] | None:
         """The rows of a chunk, if they are in the cache or on their way there."""
-        raw = self._context.cache.get((*self._key, number))
-        return None if raw is None else self._view(raw)
+        return self._context.cache.get((*self._key, number))
 
     def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
-        """As `cached`, of several chunks: their bytes."""
+        """As `cached`, of several chunks."""
         return self._context.cache.get_all(self._key, numbers)
 
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
+        rows = self._decoded(number)
+        self._context.cache.put((*self._key, number), rows)
+        return rows
+
+    def _decoded(self, number: int) -> npt.NDArray[Any]:
         raw = self._new_chunk()
         self.decode_into(number, raw)
-        self._context.cache.put((*self._key, number), raw)
         return self._view(raw)
 
     def has_blocks(self, number: int) -> bool:
@@ -384,6 +387,15 @@ class ColumnReader:
         self._went_on(number, number + 1)
         return rows[at].copy()
 
+    def numbers(self, number: int) -> list[int]:
+        """One row of integers, of a side column."""
+        chunk, at = divmod(number, self.chunk_rows)
+        rows = self.cached(chunk)
+        if rows is None:
+            return self._some(number, number + 1)[0].tolist()  # type: ignore[no-any-return]
+        self._went_on(number, number + 1)
+        return rows[at].tolist()  # type: ignore[no-any-return]
+
     def run(self, start: int, stop: int) -> npt.NDArray[Any]:
         """The rows from `start` to `stop`, in memory of their own."""
         chunk, low = divmod(start, self.chunk_rows)
@@ -450,17 +462,9 @@ class ColumnReader:
         for number in range(first, last + 1):
             context.cache.prepare((*self._key, number), partial(self._ahead, number))
 
-    def _ahead(self, number: int) -> Future[Bytes] | None:
+    def _ahead(self, number: int) -> Future[npt.NDArray[Any]] | None:
         pool = self._context.pool
-        if pool is None:
-            return None
-
-        def decode() -> Bytes:
-            raw = self._new_chunk()
-            self.decode_into(number, raw)
-            return raw
-
-        return pool.submit(decode)
+        return None if pool is None else pool.submit(self._decoded, number)
 
 
 def _is_run(starts: Int64s, stops: Int64s) -> bool:

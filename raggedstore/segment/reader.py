@@ -8,6 +8,7 @@ it refuses, naming the segment, the field and the sample.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,16 @@ from raggedstore.segment.table import SegmentTable
 __all__ = ["SegmentReader", "bad_spans"]
 
 Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ragged:
+    """What a sample of a ragged field is read from."""
+
+    spec: Field
+    data: ColumnReader
+    span: ColumnReader
+    shape: ColumnReader | None  #: None of vectors, whose span says it
 
 
 class SegmentReader:
@@ -58,6 +69,7 @@ class SegmentReader:
         self.context = context
         self._data = data
         self._columns: dict[tuple[str, str], ColumnReader] = {}
+        self._ragged: dict[str, _Ragged | None] = {}
 
     def __len__(self) -> int:
         return self.table.samples
@@ -146,7 +158,9 @@ class SegmentReader:
             them if not given.
         """
         if windows is None and len(positions) == 1:
-            start, stop, shape = self._bounds_of_one(name, int(positions[0]))
+            ragged = self._ragged_of(name)
+            assert ragged is not None
+            start, stop, shape = self._bounds_of_one(name, ragged, int(positions[0]))
             return np.array([start]), np.array([stop]), np.array([shape or [stop - start]])
         spans, shapes = self.spans(name, positions)
         if windows is None:
@@ -167,21 +181,36 @@ class SegmentReader:
 
     def one(self, name: str, position: int) -> Any:
         """The sample at `position`, of its own shape; a scalar of a field of scalars."""
-        if not self.table.schema[name].is_ragged:
+        ragged = self._ragged_of(name)
+        if ragged is None:
             return self.column(name, DATA).row(position)
-        start, stop, shape = self._bounds_of_one(name, position)
-        values = self.column(name, DATA).run(start, stop)
+        start, stop, shape = self._bounds_of_one(name, ragged, position)
+        values = ragged.data.run(start, stop)
         return values.reshape(shape) if shape else values
 
-    def _bounds_of_one(self, name: str, position: int) -> tuple[int, int, list[int]]:
+    def _ragged_of(self, name: str) -> _Ragged | None:
+        """What a sample of the field is read from; None where it is not ragged."""
+        try:
+            return self._ragged[name]
+        except KeyError:
+            pass
+        spec, ragged = self.table.schema[name], None
+        if spec.is_ragged:
+            shape = None if spec.is_vector else self.column(name, SHAPE)
+            ragged = _Ragged(spec, self.column(name, DATA), self.column(name, SPAN), shape)
+        self._ragged[name] = ragged
+        return ragged
+
+    def _bounds_of_one(
+        self, name: str, ragged: _Ragged, position: int
+    ) -> tuple[int, int, list[int]]:
         """Start and stop in data, and the shape, of a sample; no shape where it is a vector."""
-        spec = self.table.schema[name]
-        start, stop = self.column(name, SPAN).row(position).tolist()
-        fits = 0 <= start <= stop <= self.column(name, DATA).rows
+        start, stop = ragged.span.numbers(position)
+        fits = 0 <= start <= stop <= ragged.data.rows
         shape: list[int] = []
-        if not spec.is_vector:
-            shape = self.column(name, SHAPE).row(position).tolist()
-            fits = fits and _shape_fits(spec, shape, stop - start)
+        if ragged.shape is not None:
+            shape = ragged.shape.numbers(position)
+            fits = fits and _shape_fits(ragged.spec, shape, stop - start)
         if not fits:
             self.spans(name, np.array([position], np.int64))  # says what is wrong
         return start, stop, shape

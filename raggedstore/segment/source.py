@@ -35,7 +35,7 @@ class ChunkSource(Protocol):
         """The rows of a chunk, if they are in the cache or on their way there."""
 
     def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
-        """As `cached`, of several chunks: rows, or their bytes."""
+        """As `cached`, of several chunks."""
 
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
