@@ -1,6 +1,6 @@
-/* What reading and writing spend their time on, without the GIL: decode blocks of Blosc2 chunks and copy what is
-   wanted of them to where it belongs.  raggedstore/kernel.py says what each function takes, and all
-   that they do is done in NumPy too, where this could not be compiled.
+/* What reading and writing spend their time on, without the GIL: decode blocks of Blosc2 chunks, copy
+   what is wanted of them to where it belongs, and take checksums.  raggedstore/kernel.py says what
+   each function takes, and all that they do is done in NumPy too, where this could not be compiled.
 
    Nothing here believes its arguments: every range is held against the buffer that it lies in. */
 
