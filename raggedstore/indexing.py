@@ -25,6 +25,8 @@ Positions = npt.NDArray[np.int64]
 
 def is_single(key: object) -> bool:
     """Whether `key` asks for one item (an int, a NumPy integer, a 0-d integer array)."""
+    if type(key) is int:  # as nearly always
+        return True
     if isinstance(key, (bool, np.bool_)):
         return False
     if isinstance(key, np.ndarray):

@@ -273,10 +273,9 @@ class FieldView:
 
     def __getitem__(self, key: Any) -> Any:
         """One sample's value by int; a list of values by slice, list or mask."""
-        if type(key) is int or is_single(key):
+        if is_single(key):
             position = as_position(key, len(self._samples))
-            value = self._samples.read_one(self.name, position)
-            return value if self.field.kind == "array" else present_one(self.field, value)
+            return present_one(self.field, self._samples.read_one(self.name, position))
         positions = as_positions(key, len(self))
         return present_list(self.field, self._samples.read(self.name, positions))
 

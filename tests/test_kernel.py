@@ -126,3 +126,12 @@ def test_no_checksum_is_taken_of_what_is_not_there(stored: bytes, edges: list[in
         expected = [xxhash.xxh3_64_intdigest(stored[a:b]) & 0xFFFFFFFF for a, b in parts]
         assert digests is not None and digests.tolist() == expected
         assert all(a <= b <= len(stored) for a, b in parts)
+
+
+@needs_kernel
+@pytest.mark.parametrize("run", [(-1, 1, 0), (0, 21, 0), (20, 1, 0), (0, 1, 30), (0, 1, -1)])
+def test_rows_outside_of_an_array_are_an_error(run: tuple[int, int, int]) -> None:
+    out = np.zeros(30)
+    with pytest.raises(IndexError):
+        kernel.copy_rows(np.ones(20), *np.array(run, np.int64).reshape(3, 1), out)
+    assert not out.any()

@@ -387,15 +387,6 @@ class ColumnReader:
         self._went_on(number, number + 1)
         return rows[at].copy()
 
-    def numbers(self, number: int) -> list[int]:
-        """One row of integers, of a side column."""
-        chunk, at = divmod(number, self.chunk_rows)
-        rows = self.cached(chunk)
-        if rows is None:
-            return self._some(number, number + 1)[0].tolist()  # type: ignore[no-any-return]
-        self._went_on(number, number + 1)
-        return rows[at].tolist()  # type: ignore[no-any-return]
-
     def run(self, start: int, stop: int) -> npt.NDArray[Any]:
         """The rows from `start` to `stop`, in memory of their own."""
         chunk, low = divmod(start, self.chunk_rows)

@@ -205,11 +205,11 @@ class SegmentReader:
         self, name: str, ragged: _Ragged, position: int
     ) -> tuple[int, int, list[int]]:
         """Start and stop in data, and the shape, of a sample; no shape where it is a vector."""
-        start, stop = ragged.span.numbers(position)
+        start, stop = ragged.span.row(position).tolist()
         fits = 0 <= start <= stop <= ragged.data.rows
         shape: list[int] = []
         if ragged.shape is not None:
-            shape = ragged.shape.numbers(position)
+            shape = ragged.shape.row(position).tolist()
             fits = fits and _shape_fits(ragged.spec, shape, stop - start)
         if not fits:
             self.spans(name, np.array([position], np.int64))  # says what is wrong

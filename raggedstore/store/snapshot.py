@@ -192,12 +192,9 @@ class Snapshot(Samples):
     @_or_removed
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
-        parts = self._parts or self.parts
-        number = bisect_right(parts.firsts, position) - 1
-        reader = parts.readers[number]
-        if reader is None:
-            reader = self.reader(number)
-        return reader.one(name, position - parts.firsts[number])
+        first = self.parts.firsts
+        number = bisect_right(first, position) - 1
+        return self.reader(number).one(name, position - first[number])
 
     @_or_removed
     def read_windows(

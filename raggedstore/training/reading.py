@@ -56,7 +56,7 @@ READ_BYTES = 2**23
 #: one of two: neither waits for the other's last block, nor is woken for each read.
 _ABREAST = 2
 
-#: Batches of a read.
+#: A read of more batches leaves it to the loop to cut them.
 _MANY = 16
 
 #: Where there are transforms: bytes to begin with, and seconds that a read's may take.

@@ -92,7 +92,7 @@ class Sizes:
         """(k,) bytes of each of the samples: of short ones, what they are on average here."""
         if not self._ragged:
             return np.broadcast_to(np.int64(self._fixed), len(positions))
-        if len(positions) <= _PROBES:
+        if len(positions) <= _PROBES or self.mean >= _SHORT:
             return self.exact(positions)
         probes = positions[np.arange(_PROBES) * (len(positions) - 1) // (_PROBES - 1)]
         sizes = self.exact(probes)
