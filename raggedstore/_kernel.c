@@ -61,6 +61,9 @@ static int within(int64_t start, int64_t count, int64_t size) {
     return start >= 0 && count >= 0 && start <= size && count <= size - start;
 }
 
+/* With the interpreter's lock where there is so little to do that others may as well wait. */
+enum { LITTLE = 4096 };
+
 static PyObject *copy(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *sources;
@@ -102,6 +105,87 @@ static PyObject *copy(PyObject *self, PyObject *args) {
     while (holding) PyBuffer_Release(&held[--holding]);
     free(held);
     release(of, 5);
+    if (wrong) PyErr_SetString(PyExc_IndexError, wrong);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Copy ranges of rows from chunks that are all at hand, as they come: none is sorted, nor cut before. */
+static PyObject *copy_held(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *chunks, *ends, *targets;
+    long long first, each, row;
+    enum { STARTS, OUT, STOPS, PLACES, BUFFERS, EARLY = 16 };
+    Py_buffer of[BUFFERS];
+    if (!PyArg_ParseTuple(args, "O!LLLy*OOw*", &PyList_Type, &chunks, &first, &each, &row, &of[STARTS],
+                          &ends, &targets, &of[OUT]))
+        return NULL;
+    int64_t n = of[STARTS].len / 8, at = 0;
+    Py_ssize_t count = PyList_Size(chunks), holding = 0;
+    int has_stops = 0, has_places = 0;
+    const char *wrong = NULL;
+    Py_buffer *held = malloc((size_t)(count + 1) * sizeof *held);
+    if (!held) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (ends != Py_None && PyObject_GetBuffer(ends, &of[STOPS], PyBUF_SIMPLE)) goto done;
+    has_stops = ends != Py_None;
+    if (targets != Py_None && PyObject_GetBuffer(targets, &of[PLACES], PyBUF_SIMPLE)) goto done;
+    has_places = targets != Py_None;
+    for (; holding < count; holding++)
+        if (PyObject_GetBuffer(PyList_GetItem(chunks, holding), &held[holding], PyBUF_SIMPLE)) goto done;
+    const int64_t *starts = elements(&of[STARTS], n, 8);
+    const int64_t *stops = has_stops ? elements(&of[STOPS], n, 8) : NULL;
+    const int64_t *places = has_places ? elements(&of[PLACES], n, 8) : NULL;
+    if (row <= 0 || each <= 0 || first < 0 || first > INT64_MAX / each - count || !starts ||
+        (has_stops && !stops) || (has_places && !places)) {
+        wrong = "arrays that don't belong together";
+        goto done;
+    }
+    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    int64_t room = of[OUT].len / row, base = first * each;
+    char *out = of[OUT].buf;
+    for (int64_t i = 0; i < n && !wrong; i++) {
+        /* What is far apart comes late, unless it is asked for early. */
+        if (i + EARLY < n && starts[i + EARLY] >= base) {
+            int64_t next = starts[i + EARLY] - base, chunk = next / each;
+            uintptr_t at_byte = (uintptr_t)(next - chunk * each) * (uintptr_t)row;
+            if (chunk < count) __builtin_prefetch((const void *)((uintptr_t)held[chunk].buf + at_byte));
+        }
+        int64_t start = starts[i], stop = stops ? stops[i] : start < INT64_MAX ? start + 1 : -1;
+        if (places) at = places[i];
+        if (start < base || stop < start) {
+            wrong = "rows outside of the chunks";
+            break;
+        }
+        /* One that goes on where the last ended is one with it. */
+        for (; stops && i + 1 < n && starts[i + 1] == stop && stops[i + 1] >= stop; i++) {
+            if (places && (uint64_t)places[i + 1] - (uint64_t)at != (uint64_t)(stop - start)) break;
+            stop = stops[i + 1];
+        }
+        if (!within(at, stop - start, room)) wrong = "rows outside of what they are copied to";
+        for (start -= base, stop -= base; start < stop && !wrong;) {
+            int64_t chunk = start / each, low = start - chunk * each;
+            int64_t rows = stop - start < each - low ? stop - start : each - low;
+            if (chunk >= count || !within(low, rows, held[chunk].len / row)) {
+                wrong = "rows outside of the chunks";
+                break;
+            }
+            const char *from = (const char *)held[chunk].buf + low * row;
+            if (rows * row == 16) memcpy(out + at * row, from, 16);
+            else memcpy(out + at * row, from, (size_t)(rows * row));
+            at += rows;
+            start += rows;
+        }
+    }
+    if (state) PyEval_RestoreThread(state);
+done:
+    while (holding) PyBuffer_Release(&held[--holding]);
+    free(held);
+    release(of, 2);
+    if (has_stops) PyBuffer_Release(&of[STOPS]);
+    if (has_places) PyBuffer_Release(&of[PLACES]);
     if (wrong) PyErr_SetString(PyExc_IndexError, wrong);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
@@ -215,9 +299,6 @@ static int do_group(const Job *job, void *context, int64_t group) {
 typedef struct {
     int64_t chunk, low, count, place;
 } Piece;
-
-/* With the interpreter's lock where there is so little to do that others may as well wait. */
-enum { LITTLE = 4096 };
 
 typedef struct {
     int64_t count;
@@ -757,6 +838,7 @@ static PyObject *digests(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
+    {"copy_held", copy_held, METH_VARARGS, "copy_held(chunks, first, each, row, starts, stops, places, out)"},
     {"digests", digests, METH_VARARGS, "digests(stored, edges, out): 32 bits of xxh3 of each part"},
     {"order", order_of, METH_VARARGS, "order(keys, out): the stable order of 64-bit keys"},
     {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},

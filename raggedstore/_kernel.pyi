@@ -11,6 +11,17 @@ def copy(
     out: Any,
     /,
 ) -> None: ...
+def copy_held(
+    chunks: list[Any],
+    first: int,
+    each: int,
+    row: int,
+    starts: Any,
+    stops: Any,
+    places: Any,
+    out: Any,
+    /,
+) -> None: ...
 def decode(
     file: Any,
     header: bytes,

@@ -19,7 +19,7 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["compiled", "copy_rows", "digests_of", "is_there", "order_of"]
+__all__ = ["compiled", "copy_held", "copy_rows", "digests_of", "is_there", "order_of"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -129,3 +129,32 @@ def copy_rows(
     edges = np.array([0, len(starts)], np.int64)
     _compiled.copy([_raw(rows)], row, edges, *runs, _raw(out))
     return True
+
+
+def copy_held(
+    chunks: list[npt.NDArray[Any]],
+    first: int,
+    out: npt.NDArray[Any],
+    starts: Int64s,
+    stops: Int64s | None = None,
+    places: Int64s | None = None,
+) -> None:
+    """Copy ranges of rows to `out` from chunks of as many such rows each, where this is compiled.
+
+    Parameters
+    ----------
+    chunks, first
+        Side by side in the dataset, and the number of the first of them.
+    starts, stops, places
+        (n,) where each range begins and ends in the dataset, and the row of `out` that it goes to;
+        without `stops` each has one row, without `places` they come one after another.
+
+    Raises
+    ------
+    IndexError
+        A range lies outside of them, or of `out`.
+    """
+    row = out[:1].nbytes
+    each = len(chunks[0])
+    numbers = [None if a is None else _int64s(a) for a in (starts, stops, places)]
+    compiled().copy_held([_raw(chunk) for chunk in chunks], first, each, row, *numbers, _raw(out))

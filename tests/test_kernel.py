@@ -114,6 +114,52 @@ def test_no_run_outside_of_an_array_is_copied(
         assert fits
 
 
+NUMBERS = st.lists(st.integers(-2, 30) | HUGE, max_size=5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("row", ["u1", "i8", "S7", "c16"])
+@given(
+    starts=NUMBERS,
+    stops=st.none() | NUMBERS,
+    places=st.none() | NUMBERS,
+    sizes=st.lists(st.integers(0, 5), max_size=4),
+    first=st.sampled_from([0, 1, 3, -1, 2**62]),
+)
+def test_ranges_of_chunks_at_hand_are_copied_as_slices_are_or_refused(
+    starts: list[int],
+    stops: list[int] | None,
+    places: list[int] | None,
+    sizes: list[int],
+    first: int,
+    row: str,
+) -> None:
+    each = 5
+    chunks = [np.arange(i, i + size).astype(row) for i, size in enumerate(sizes)]
+    there = {(first + i) * each + j: v for i, c in enumerate(chunks) for j, v in enumerate(c)}
+    out, want = np.zeros(20, row), np.zeros(20, row)
+    fits, at = first >= 0 and first < 2**60, 0
+    ends = [start + 1 for start in starts] if stops is None else stops
+    fits = fits and len(starts) == len(ends) == len(starts if places is None else places)
+    for i, (start, stop) in enumerate(zip(starts, ends, strict=False)):
+        at = at if places is None or i >= len(places) else places[i]
+        fits = fits and first * each <= start <= stop <= start + 20 and at >= 0
+        fits = fits and at + stop - start <= 20 and all(r in there for r in range(start, stop))
+        if not fits:
+            break
+        want[at : at + stop - start] = [there[r] for r in range(start, stop)]
+        at += stop - start
+    arrays = [None if n is None else np.array(n, np.int64) for n in (starts, stops, places)]
+    try:
+        raw = [chunk.view(np.uint8) for chunk in chunks]
+        kernel.compiled().copy_held(raw, first, each, out.itemsize, *arrays, out.view(np.uint8))
+    except IndexError:
+        assert not fits
+    else:
+        assert fits
+        np.testing.assert_array_equal(out, want)
+
+
 @needs_kernel
 @given(st.binary(max_size=40), st.lists(st.integers(0, 60), min_size=1, max_size=6))
 def test_no_checksum_is_taken_of_what_is_not_there(stored: bytes, edges: list[int]) -> None:

@@ -25,10 +25,10 @@ from raggedstore.progress import track
 from raggedstore.samples import Samples
 from raggedstore.segment.codec import decode_frame, encode_frame
 from raggedstore.segment.context import ReadContext
-from raggedstore.segment.gather import run
 from raggedstore.segment.profiles import PROFILES, choose
 from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.table import DatasetTable
+from raggedstore.segment.tasks import run
 from raggedstore.store.snapshot import Snapshot
 from raggedstore.training import FixedSize, Loader, Order, Permuted, Sequential, Shuffled
 from raggedstore.units import format_bytes, parse_bytes

@@ -35,9 +35,8 @@ from raggedstore.segment.codec import check_frame, decode_blosc, decode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
-from raggedstore.segment.gather import run
 from raggedstore.segment.rebuild import BLOSC, BLOSC2
-from raggedstore.segment.source import Task
+from raggedstore.segment.tasks import Task, run
 
 __all__ = ["past_libhdf5"]
 

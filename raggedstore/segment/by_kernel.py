@@ -9,6 +9,7 @@ whole, and kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -18,15 +19,18 @@ import numpy.typing as npt
 from raggedstore import kernel
 from raggedstore.errors import CorruptionError
 from raggedstore.segment import compiled
-from raggedstore.segment.source import TRIFLE, ChunkSource, Task
+from raggedstore.segment.source import TRIFLE, ChunkSource
+from raggedstore.segment.tasks import Task, run
 
-__all__ = ["tasks_of"]
+__all__ = ["copy_held", "copy_whole", "tasks_of"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 #: Bytes to copy from chunks in the cache that make a task of their own.
 _COPIES = 2**19
+#: Ranges that have so small a part of a block, on average, are little.
+_LITTLE = 8
 
 
 def tasks_of(
@@ -68,12 +72,13 @@ def tasks_of(
         most = 3 * most // 4
     by_blocks = [False] * len(held)
     tasks: list[Task] = []
+    partly = [i for i in missing if not whole[i] and cut.blocks[i] <= most]
+    rented = source.rent([cut.chunks[i] for i in partly], [cut.blocks[i] for i in partly])
+    for i, rent in zip(partly, rented, strict=True):
+        by_blocks[i] = rent
     for i in missing:
-        number = cut.chunks[i]
         if whole[i]:
-            by_blocks[i] = source.has_blocks(number)
-        elif cut.blocks[i] <= most:
-            by_blocks[i] = source.rent(number, cut.blocks[i] * source.block_nbytes)
+            by_blocks[i] = source.has_blocks(cut.chunks[i])
         if not by_blocks[i]:
             tasks.append(partial(_copy_fetched, cut, i, to, source, otherwise, keep=not whole[i]))
     if any(by_blocks):
@@ -83,6 +88,83 @@ def tasks_of(
         return tasks
     # Copies come first: what they copy from may be dropped from the cache by what follows.
     return [*_copies(cut, held, to), *tasks]
+
+
+def copy_held(
+    starts: Int64s,
+    stops: Int64s | None,
+    places: Int64s | None,
+    out: npt.NDArray[Any],
+    source: ChunkSource,
+) -> bool:
+    """Copy ranges of rows where all chunks that they may lie in are in the cache.
+
+    False where they are not: then nothing was done. Without `stops` each has one row, without
+    `places` they come one after another. Nothing is planned, nor sorted, which for a few tokens
+    takes many times as long as to copy them.
+    """
+    numbers = _reach(starts, stops, source)
+    held = source.held_every(numbers) if 0 < len(numbers) <= len(starts) else None
+    if not held:
+        return False
+    kernel.copy_held(held, numbers.start, out, starts, stops, places)
+    return True
+
+
+def copy_whole(
+    starts: Int64s,
+    stops: Int64s,
+    places: Int64s,
+    out: npt.NDArray[Any],
+    source: ChunkSource,
+    pool: ThreadPoolExecutor | None,
+    threads: int,
+) -> bool:
+    """As `copy_held`, after decoding the chunks, where so much of them is wanted in little pieces.
+
+    Nearly every block would be decoded all the same. False where it is not so, or a chunk is
+    damaged.
+    """
+    total, numbers = int((stops - starts).sum()), _reach(starts, stops, source)
+    if (
+        2 * total < len(numbers) * source.chunk_rows
+        or _LITTLE * total * source.row_nbytes > len(starts) * source.block_nbytes
+        or 2 * np.count_nonzero(starts[1:] == stops[:-1]) > len(starts)
+        or not _reach_all(starts, stops, numbers, source.chunk_rows)
+    ):
+        return False
+    held: list[npt.NDArray[Any] | None] = source.held(list(numbers))
+
+    def fetch(i: int) -> None:
+        held[i] = source.fetch(numbers[i])
+
+    try:
+        run([partial(fetch, i) for i, rows in enumerate(held) if rows is None], pool, threads)
+    except CorruptionError:
+        return False
+    chunks = [rows for rows in held if rows is not None]
+    kernel.copy_held(chunks, numbers.start, out, starts, stops, places)
+    return True
+
+
+def _reach(starts: Int64s, stops: Int64s | None, source: ChunkSource) -> range:
+    """The chunks from the first to the last that ranges lie in; none of no or wrong ranges."""
+    if not (kernel.is_there() and len(starts) and source.row_nbytes):
+        return range(0)
+    low = int(starts.min())
+    high = int(starts.max()) + 1 if stops is None else int(stops.max())
+    if low < 0 or high > source.rows:
+        return range(0)
+    return range(low // source.chunk_rows, (high - 1) // source.chunk_rows + 1)
+
+
+def _reach_all(starts: Int64s, stops: Int64s, chunks: range, rows: int) -> bool:
+    """Whether some range begins or ends in each of the `chunks` of `rows` rows."""
+    full = stops > starts
+    reached = np.zeros(len(chunks), np.bool_)
+    reached[starts[full] // rows - chunks.start] = True
+    reached[(stops[full] - 1) // rows - chunks.start] = True
+    return bool(reached.all())
 
 
 def _copies(cut: compiled.Cut, held: list[npt.NDArray[Any] | None], out: Bytes) -> Iterator[Task]:

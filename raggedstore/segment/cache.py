@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -92,6 +92,21 @@ class ChunkCache:
         pairs = zip(numbers, found, strict=True)
         return [self.get((*key, number)) if chunk is None else chunk for number, chunk in pairs]
 
+    def get_every(self, key: tuple[Any, ...], numbers: range) -> list[Chunk] | None:
+        """As `get_all`, where all of them are held; else None, and nobody has asked."""
+        chunks = self._chunks
+        with self._lock:
+            if len(numbers) > len(chunks):
+                return None
+            keys = [(*key, number) for number in numbers]
+            found = [chunks[full] for full in keys if full in chunks]
+            if len(found) < len(keys):
+                return None
+            for full in keys:
+                chunks.move_to_end(full)
+            self.hits += len(keys)
+        return found
+
     def put(self, key: Any, chunk: Chunk) -> None:
         """Hold the chunk, unless it alone is over the budget."""
         chunk.flags.writeable = False
@@ -130,19 +145,29 @@ class ChunkCache:
         With `first` it is so the first time, whatever it costs. `patience` is how many times as
         dear as its blocks' decoding it is to hold a chunk.
         """
+        return self.rent_all([(key, nbytes)], whole, first=first, patience=patience)[0]
+
+    def rent_all(
+        self, wanted: Iterable[tuple[Any, int]], whole: int, *, first: bool, patience: int
+    ) -> list[bool]:
+        """As `rent`, of several chunks of `whole` bytes: their keys, and how much of each."""
         if whole > self.budget:
-            return True
+            return [True for _ in wanted]
+        rented, answers = self._rented, []
         with self._lock:
-            before = self._rented.pop(key, 0)
-            paid, most = before + nbytes, patience * whole
+            most = patience * whole
             if self.nbytes + whole <= self.budget:
                 most //= 4
-            if paid > most and (before or not first):
-                return False
-            self._rented[key] = paid
-            while len(self._rented) * whole > _REMEMBERED * self.budget:
-                self._rented.popitem(last=False)
-            return True
+            for key, nbytes in wanted:
+                before = rented.pop(key, 0)
+                paid = before + nbytes
+                rent = paid <= most or (first and not before)
+                if rent:
+                    rented[key] = paid
+                answers.append(rent)
+            while len(rented) * whole > _REMEMBERED * self.budget:
+                rented.popitem(last=False)
+        return answers
 
     def clear(self) -> None:
         """Drop every chunk."""

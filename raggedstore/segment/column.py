@@ -24,12 +24,13 @@ from raggedstore.segment.blocks import (
     block_checksum,
     decode_assembled,
 )
+from raggedstore.segment.by_kernel import copy_held
 from raggedstore.segment.codec import decode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.gather import gather
-from raggedstore.segment.source import Task
 from raggedstore.segment.table import DatasetTable, checksum
+from raggedstore.segment.tasks import Task
 
 __all__ = ["ColumnReader"]
 
@@ -162,6 +163,10 @@ class ColumnReader:
         """As `cached`, of several chunks."""
         return self._context.cache.get_all(self._key, numbers)
 
+    def held_every(self, numbers: range) -> list[npt.NDArray[Any]] | None:
+        """As `held`, where all of them are in the cache; else None."""
+        return self._context.cache.get_every(self._key, numbers)
+
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
         rows = self._decoded(number)
@@ -177,17 +182,21 @@ class ColumnReader:
         """Whether the blocks of a chunk can be told apart."""
         return self._known is None or bool(self._known[number])
 
-    def rent(self, number: int, nbytes: int) -> bool:
-        """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
+    def rent(self, numbers: list[int], blocks: list[int]) -> list[bool]:
+        """Of each chunk, whether to decode so many of its blocks, and not the whole of it."""
         patient = kernel.is_there() and not self.is_side
-        return self._rent(number, nbytes, _PATIENCE if patient else 1)
+        return self._rent(numbers, blocks, _PATIENCE if patient else 1)
 
-    def _rent(self, number: int, nbytes: int, patience: int) -> bool:
-        if not self.has_blocks(number):
-            return False
-        key = (*self._key, number)
+    def _rent(self, numbers: list[int], blocks: list[int], patience: int) -> list[bool]:
+        if self._known is not None and not all(map(self.has_blocks, numbers)):
+            pairs = zip(numbers, blocks, strict=True)
+            return [self.has_blocks(n) and self._rent([n], [b], patience)[0] for n, b in pairs]
+        wanted = [
+            ((*self._key, number), count * self.block_nbytes)
+            for number, count in zip(numbers, blocks, strict=True)
+        ]
         whole = self.chunk_rows * self.row_nbytes
-        return self._context.cache.rent(key, nbytes, whole, first=self.is_side, patience=patience)
+        return self._context.cache.rent_all(wanted, whole, first=self.is_side, patience=patience)
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""
@@ -348,6 +357,15 @@ class ColumnReader:
         self._gather(starts, stops, out)
         return out
 
+    def at(self, positions: Int64s) -> npt.NDArray[Any]:
+        """The rows at (k,) `positions`."""
+        out = memory.empty((len(positions), *self._row_shape), self._dtype)
+        if copy_held(positions, None, None, out, self):
+            first, last = int(positions[0]), int(positions[-1])
+            self._went_on(first if last - first == len(positions) - 1 else -2, last + 1)
+            return out
+        return self.read(positions, positions + 1)
+
     def read_into(
         self,
         starts: Int64s,
@@ -410,7 +428,7 @@ class ColumnReader:
             and 4 * count <= 3 * self._per_chunk
             and last < self._per_chunk
         ):
-            if not self._rent(chunk, count * self.block_nbytes, 1):
+            if not self._rent([chunk], [count], 1)[0]:
                 with suppress(CorruptionError):  # what is wanted may lie in blocks that are whole
                     rows = self.fetch(chunk)[low : low + stop - start].copy()
                     self._went_on(start, stop)

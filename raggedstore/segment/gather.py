@@ -19,7 +19,6 @@ thousands.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +31,9 @@ from raggedstore import kernel
 from raggedstore.batch import copy_ranges, expand_ranges, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.indexing import stable_order
-from raggedstore.segment.by_kernel import tasks_of
-from raggedstore.segment.source import TRIFLE, ChunkSource, Task
+from raggedstore.segment.by_kernel import copy_held, copy_whole, tasks_of
+from raggedstore.segment.source import TRIFLE, ChunkSource
+from raggedstore.segment.tasks import Task, run
 
 __all__ = ["gather", "run"]
 
@@ -118,6 +118,10 @@ def gather(
     if kernel.is_there() and source.block_nbytes:
         if pool is None or _is_little(total, len(starts), source):
             pool, threads = None, 1
+        if copy_held(starts, stops, places, out, source):
+            return
+        if copy_whole(starts, stops, places, out, source, pool, threads):
+            return
         otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
         tasks = tasks_of(starts, stops, places, out, source, threads, otherwise)
         run(tasks, pool, threads)
@@ -173,35 +177,6 @@ def _is_little(rows: int, ranges: int, source: ChunkSource) -> bool:
     return max(rows * source.row_nbytes, ranges * source.block_nbytes) <= _THREADED
 
 
-def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> None:
-    """Do all tasks, in this thread and up to `threads` - 1 others; the first error is raised."""
-    if pool is None or len(tasks) < 2 or threads < 2:
-        for task in tasks:
-            task()
-        return
-    left = deque(tasks)
-
-    def work() -> None:
-        while True:
-            try:
-                task = left.popleft()
-            except IndexError:
-                return
-            task()
-
-    others = [pool.submit(work) for _ in range(min(threads, len(tasks)) - 1)]
-    try:
-        work()
-    finally:
-        left.clear()
-        # One that has not begun has nothing to do any more: the pool may be busy elsewhere.
-        running = [other for other in others if not other.cancel()]
-        errors = [other.exception() for other in running]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
 def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> list[Task]:
     """What is to be done, each part independent of the others."""
     chunk = pieces.chunk
@@ -227,7 +202,7 @@ def _tasks(pieces: _Pieces, out: npt.NDArray[Any], source: ChunkSource) -> list[
             plan is not None
             and needed is not None
             and 4 * needed[i] <= 3 * whole_blocks
-            and source.rent(number, needed[i] * source.block_nbytes)
+            and source.rent([number], [needed[i]])[0]
         ):
             _add(job, a, b)
             job_blocks += needed[i]

@@ -111,33 +111,32 @@ class SegmentReader:
             A span lies outside the data, or does not match its shape.
         """
         spec = self.table.schema[name]
-        spans = self.rows(name, SPAN, positions, positions + 1).astype(np.int64, copy=False)
+        spans = self.column(name, SPAN).at(positions).astype(np.int64, copy=False)
+        sizes = spans[:, 1] - spans[:, 0]
         if spec.is_vector:
-            shapes = spans[:, 1:] - spans[:, :1]  # says what the column of shapes would
+            shapes = sizes[:, None]  # says what the column of shapes would
         else:
-            shapes = self.rows(name, SHAPE, positions, positions + 1).astype(np.int64, copy=False)
+            shapes = self.column(name, SHAPE).at(positions).astype(np.int64, copy=False)
         limit = self.table.datasets[name][DATA].rows
-        bad = outside(spans, limit) if spec.is_vector else bad_spans(spec, spans, shapes, limit)
-        if bad.any():
+        lie = outside(spans, sizes, limit)
+        if not lie and not spec.is_vector:
+            lie = bool(bad_shapes(spec, shapes, sizes).any())
+        if lie:
+            bad = bad_spans(spec, spans, shapes, limit)
             i = int(np.argmax(bad))
             raise CorruptionError(
                 f"segment {self.name}, field {name!r}, sample {int(positions[i])}: side columns "
                 f"make no sense: start and stop {spans[i].tolist()}, shape {shapes[i].tolist()}, "
                 f"{limit} values"
             )
-        self._check_overlap(name, positions, spans, limit)
+        if _total(sizes, limit) > limit:
+            _, first = np.unique(positions, return_index=True)  # one may be asked for repeatedly
+            if _total(sizes[first], limit) > limit:
+                raise CorruptionError(
+                    f"segment {self.name}, field {name!r}: side columns make no sense: samples "
+                    f"overlap"
+                )
         return spans, shapes
-
-    def _check_overlap(self, name: str, positions: Int64s, spans: Int64s, limit: int) -> None:
-        """CorruptionError where samples have more values together than there are."""
-        sizes = spans[:, 1] - spans[:, 0]
-        if sizes.sum(dtype=np.float64) <= limit:
-            return
-        _, first = np.unique(positions, return_index=True)  # one may be asked for repeatedly
-        if sizes[first].sum(dtype=np.float64) > limit:
-            raise CorruptionError(
-                f"segment {self.name}, field {name!r}: side columns make no sense: samples overlap"
-            )
 
     def shapes(self, name: str, positions: Int64s) -> Int64s:
         """(k, d) shapes of the samples at `positions`, no data read."""
@@ -217,7 +216,7 @@ class SegmentReader:
 
     def dense(self, name: str, positions: Int64s) -> npt.NDArray[Any]:
         """(k, ...) the samples at `positions` of a field without ragged dimensions."""
-        return self.rows(name, DATA, positions, positions + 1)
+        return self.column(name, DATA).at(positions)
 
 
 def _shape_fits(spec: Field, shape: list[int], count: int) -> bool:
@@ -229,23 +228,37 @@ def _shape_fits(spec: Field, shape: list[int], count: int) -> bool:
     )
 
 
-def outside(spans: Int64s, limit: int) -> npt.NDArray[np.bool_]:
-    """(k,) True where start and stop are no part of `limit` values."""
+def _total(sizes: Int64s, limit: int) -> int:
+    """How many values sizes of 0 to `limit` come to."""
+    if len(sizes) * limit < 2**63:
+        return int(sizes.sum())
+    return int(sizes.sum(dtype=np.float64))
+
+
+def outside(spans: Int64s, sizes: Int64s, limit: int) -> bool:
+    """Whether any start and stop, `sizes` apart, are no part of `limit` values."""
+    if not len(spans):
+        return False
     starts, stops = spans[:, 0], spans[:, 1]
-    return (starts < 0) | (stops < starts) | (stops > limit)
+    return bool(starts.min() < 0 or stops.max() > limit or sizes.min() < 0)
 
 
-def bad_spans(spec: Field, spans: Int64s, shapes: Int64s, limit: int) -> npt.NDArray[np.bool_]:
-    """(k,) True where start, stop and shape cannot be those of a sample of `spec`."""
+def bad_shapes(spec: Field, shapes: Int64s, sizes: Int64s) -> npt.NDArray[np.bool_]:
+    """(k,) True where a shape cannot be that of a sample of `spec` with so many values."""
     # Products of lying shapes may wrap around int64; as floats they can only be far off.
-    approximate = shapes.astype(np.float64).prod(axis=1)
     bad: npt.NDArray[np.bool_] = (
-        outside(spans, limit)
-        | (shapes < 0).any(axis=1)
-        | (approximate > 2.0**62)
-        | (shapes.prod(axis=1) != spans[:, 1] - spans[:, 0])
+        (shapes < 0).any(axis=1)
+        | (shapes.prod(axis=1, dtype=np.float64) > 2.0**62)
+        | (shapes.prod(axis=1) != sizes)
     )
     for axis, size in enumerate(spec.shape):
         if size is not None:
             bad |= shapes[:, axis] != size
     return bad
+
+
+def bad_spans(spec: Field, spans: Int64s, shapes: Int64s, limit: int) -> npt.NDArray[np.bool_]:
+    """(k,) True where start, stop and shape cannot be those of a sample of `spec`."""
+    starts, stops = spans[:, 0], spans[:, 1]
+    bad: npt.NDArray[np.bool_] = (starts < 0) | (stops < starts) | (stops > limit)
+    return bad | bad_shapes(spec, shapes, stops - starts)

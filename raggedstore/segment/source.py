@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from raggedstore.segment import compiled
+from raggedstore.segment.tasks import Task
 
-__all__ = ["TRIFLE", "ChunkSource", "Task"]
+__all__ = ["TRIFLE", "ChunkSource"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-
-Task = Callable[[], None]
 
 #: A chunk up to this size is kept even when it is wanted whole: a store of many small segments
 #: is made of such, and would decode them again and again.
@@ -37,6 +35,9 @@ class ChunkSource(Protocol):
     def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
         """As `cached`, of several chunks."""
 
+    def held_every(self, numbers: range) -> list[npt.NDArray[Any]] | None:
+        """As `held`, where all of them are in the cache; else None."""
+
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
 
@@ -46,8 +47,8 @@ class ChunkSource(Protocol):
     def has_blocks(self, number: int) -> bool:
         """Whether the blocks of a chunk can be told apart."""
 
-    def rent(self, number: int, nbytes: int) -> bool:
-        """Whether to decode `nbytes` worth of a chunk's blocks, and not the whole of it."""
+    def rent(self, numbers: list[int], blocks: list[int]) -> list[bool]:
+        """Of each chunk, whether to decode so many of its blocks, and not the whole of it."""
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""

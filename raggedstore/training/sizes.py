@@ -28,6 +28,7 @@ _OBJECT = 72
 _RUNS, _RUN = 64, 16
 _FIRST = 1024
 _PROBES = 128
+_FEW = 1024
 _SHORT = 1024
 _ALIKE = 16
 
@@ -92,7 +93,7 @@ class Sizes:
         """(k,) bytes of each of the samples: of short ones, what they are on average here."""
         if not self._ragged:
             return np.broadcast_to(np.int64(self._fixed), len(positions))
-        if len(positions) <= _PROBES or self.mean >= _SHORT:
+        if len(positions) <= _FEW or self.mean >= _SHORT:
             return self.exact(positions)
         probes = positions[np.arange(_PROBES) * (len(positions) - 1) // (_PROBES - 1)]
         sizes = self.exact(probes)

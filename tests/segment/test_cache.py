@@ -139,6 +139,20 @@ def test_several_at_once_are_what_they_are_one_by_one(
     ]
 
 
+def test_every_one_of_several_or_none_of_them_and_then_nobody_has_asked() -> None:
+    cache = ChunkCache(100)
+    for number in (0, 1, 2):
+        cache.put(("a", number), chunk(10 + number))
+
+    assert cache.get_every(("a",), range(1, 4)) is None
+    assert (cache.hits, cache.misses) == (0, 0)
+    found = cache.get_every(("a",), range(2))
+
+    assert found is not None and [c.nbytes for c in found] == [10, 11]
+    assert cache.hits == 2
+    assert list(cache._chunks) == [("a", 2), ("a", 0), ("a", 1)]
+
+
 def test_what_is_being_prepared_is_waited_for_among_several() -> None:
     cache, coming = ChunkCache(100), Future[np.ndarray]()
     cache.put(("a", 0), chunk(10))

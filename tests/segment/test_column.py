@@ -66,6 +66,38 @@ def test_any_ranges_read_as_from_an_array(
         )
 
 
+@pytest.mark.parametrize("budget", [0, 20_000, 2**20])
+@settings(deadline=None)
+@given(data=st.data())
+def test_any_rows_read_as_from_an_array(
+    segment: tuple[Path, SegmentTable], budget: int, data: st.DataObject
+) -> None:
+    column = column_of(*segment, budget)
+    want = values()
+    for number in data.draw(st.lists(st.integers(0, ROWS // 1024), max_size=4)):
+        column.fetch(number)
+    for _ in range(3):
+        low = data.draw(st.integers(0, ROWS - 1))
+        high = data.draw(st.integers(low, min(low + 3000, ROWS - 1)))
+        positions = data.draw(st.lists(st.integers(low, high), max_size=30))
+        got = column.at(np.array(positions, np.int64))
+        np.testing.assert_array_equal(got, want[positions] if positions else want[:0])
+
+
+def test_short_ranges_of_all_over_are_copied_from_chunks_that_are_decoded_once(
+    segment: tuple[Path, SegmentTable],
+) -> None:
+    column = column_of(*segment, 2**20)
+    want, starts = values(), np.random.default_rng(0).permutation(ROWS - 5)
+    for _ in range(2):
+        got = column.read(starts, starts + 5)
+        np.testing.assert_array_equal(got.reshape(-1, 5), want[starts[:, None] + np.arange(5)])
+    if kernel.is_there():
+        context = column._context
+        assert context.blocks_decoded == 0
+        assert context.chunks_decoded == len(column.dataset.entries)
+
+
 @pytest.mark.parametrize("budget", [0, 2**20])
 def test_rows_and_runs_one_after_another_read_as_from_an_array(
     segment: tuple[Path, SegmentTable], budget: int

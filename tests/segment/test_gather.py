@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from raggedstore import kernel
 from raggedstore.segment import by_kernel, compiled
 from raggedstore.segment import gather as module
-from raggedstore.segment.gather import gather, run
-from raggedstore.segment.source import Task
+from raggedstore.segment.gather import gather
+from raggedstore.segment.tasks import Task, run
 
 pytestmark = pytest.mark.usefixtures("either_kernel")
 
@@ -54,8 +54,11 @@ class Chunks:
     def has_blocks(self, number: int) -> bool:
         return self.renting
 
-    def rent(self, number: int, nbytes: int) -> bool:
-        return self.renting
+    def held_every(self, numbers: range) -> list[np.ndarray] | None:
+        return [self.chunk(n) for n in numbers] if self.kept.issuperset(numbers) else None
+
+    def rent(self, numbers: list[int], blocks: list[int]) -> list[bool]:
+        return [self.renting] * len(numbers)
 
     def decode_blocks(self, blocks: np.ndarray, out: np.ndarray) -> None:
         self.blocks += blocks.tolist()
