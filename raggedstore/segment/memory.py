@@ -20,7 +20,7 @@ __all__ = ["empty"]
 
 Bytes = npt.NDArray[np.uint8]
 
-#: Bytes that are worth it, that an array may have, and that are kept of those that nobody uses.
+#: Bytes that are worth it, that an array may have that is kept, and that are kept in all.
 _LEAST, _MOST, _KEPT = 2**20, 2**25, 3 * 2**24
 _PAGE = 2**21  # bytes of a large page, so that what differs a little is of one size
 
@@ -45,8 +45,10 @@ class _Lease:
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """As ``np.empty``, perhaps in memory that was used before."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if not _LEAST <= nbytes <= _MOST:
+    if nbytes < _LEAST:
         return np.empty(shape, dtype)
+    if nbytes > _MOST:
+        return _new(nbytes).view(dtype).reshape(shape)
     memory = _taken(nbytes)
     if memory is None:
         _drop_oldest()  # which did not fit: together they are not to become more

@@ -126,8 +126,9 @@ class Loader:
         "drop": all have as many, and a few batches are left out; "pad": all have as many, and a
         few come twice.
     prefetch
-        How many reads (of some 8 MiB, or one batch where that is more) to make ready while the
-        loop is at one. With 0 all is read by the loop itself, without a thread.
+        How many reads (of some 8 MiB, or one batch where that is more; of a window of large samples
+        up to 64 MiB) to make ready while the loop is at one. With 0 all is read by the loop itself,
+        without a thread.
     budget
         Bytes of decoded data that an iteration may hold, besides what `samples` keeps for itself:
         an int, or a string such as "512MB". A window of `Shuffled` is at most a little under half
@@ -479,7 +480,11 @@ class Loader:
 
     @property
     def _divided(self) -> Budget:
-        return Budget.of(self.budget, self.prefetch, windowed=self._windowed)
+        windowed = self._windowed
+        # What makes something of a read holds both for a moment: then it had better be little.
+        is_plain = self.collate == "ragged" and not self._transforms and not self.crop
+        mixed = self._drawn.windowed and not windowed and is_plain
+        return Budget.of(self.budget, self.prefetch, windowed=windowed, mixed=mixed)
 
     def _plan(self, epoch: int) -> Plan:
         geometry = self.geometry

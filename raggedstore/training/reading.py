@@ -9,7 +9,8 @@ So they can be done in turn or ahead (`ahead.py`):
 A read is decoded by one call for each field, which sorts it by chunk. Two reads are made at a time,
 each with half of the cores, where nothing is called that is not ours; else one with all of them.
 Reads and pieces are as many whole batches as make about 8 MiB: little enough to hold several, large
-enough that what is done per read costs little.
+enough that what is done per read costs little. Only where neighbours are mixed, and batches are but
+views of what is read, reads are larger if the budget allows: they decode fewer blocks twice.
 
 Where samples that cannot be read are to be set aside, a read that fails is cut in halves, and so
 on, until what fails is single samples. They are left out of what their batches become, and planning
@@ -56,6 +57,9 @@ READ_BYTES = 2**23
 #: one of two: neither waits for the other's last block, nor is woken for each read.
 _ABREAST = 2
 
+#: What is read at a time of a window that is not decoded whole.
+_MIXED_BYTES = 2**26
+
 #: A read of more batches leaves it to the loop to cut them.
 _MANY = 16
 
@@ -91,10 +95,13 @@ class Budget:
     ahead: int  #: how many reads may be ahead of the loop
 
     @classmethod
-    def of(cls, total: int, ahead: int, *, windowed: bool) -> Budget:
-        """`total` bytes divided up."""
+    def of(cls, total: int, ahead: int, *, windowed: bool, mixed: bool = False) -> Budget:
+        """`total` bytes divided up; `mixed` means that reads share blocks: fewer ones do less."""
         ready = min((ahead + 1) * READ_BYTES, total // 8) if windowed else total
-        return cls(ready, total - ready, min(READ_BYTES, ready // (ahead + 1)), ahead)
+        read = min(READ_BYTES, ready // (ahead + 1))
+        if mixed and ahead:
+            read = min(_MIXED_BYTES, ready // (_ABREAST + 1))
+        return cls(ready, total - ready, read, ahead)
 
 
 def results(

@@ -147,6 +147,26 @@ def test_a_window_of_large_samples_is_read_batch_by_batch(
     assert orders[0] == orders[1]
 
 
+@pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+def test_blocks_of_a_window_are_decoded_once_where_the_budget_allows(tmp_path: Path) -> None:
+    size, count, block, in_chunk = 40_000, 400, 2**14, 2**5
+    noise = np.random.default_rng(0).integers(0, 2**16, size * count, "u2").view("u1")[::2]
+    rs.create(tmp_path / "store", {"a": rs.Field("u1", (None,))}, profile="fast")
+    with rs.open(tmp_path / "store", mode="a").writer() as writer:
+        writer.extend({"a": noise[i * size : (i + 1) * size]} for i in range(count))
+    decoded = {}
+    for budget in (size * 60, size * count * 4):
+        store = rs.open(tmp_path / "store", budget=300_000)  # room for side columns only
+        loader = Loader(store, order=Shuffled(0, window=size * count), batch=8, budget=budget)
+        assert sum(len(batch["a"]) for batch in loader) == count
+        report = loader.report()
+        assert report.chunks_decoded is not None and report.blocks_decoded is not None
+        blocks = report.chunks_decoded * in_chunk + report.blocks_decoded
+        decoded[budget] = blocks * block / (size * count)
+    little, large = decoded.values()
+    assert little > 1.2 and large < 1.1
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_prefetch_and_batch_size_do_not_touch_the_order(store: rs.Store, order: Any) -> None:
     ways = [(0, 1), (0, 64), (1, 7), (2, 64), (5, 500)]
