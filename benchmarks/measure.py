@@ -91,18 +91,24 @@ def epoch_rate(epoch: Epoch, reader: Reader, limit: float) -> float | None:
 
 
 def repeated(peer: Peer, job: Job, epoch: Epoch) -> float | None:
-    """`epoch_rate` with a new reader each time, until a tenth of the time allowed is measured."""
+    """`epoch_rate` with a new reader each time, until a tenth of the time allowed is measured.
+
+    What comes first, an epoch or a quarter of the time of it, is not counted: a process's first one
+    imports, and gets its memory from the system.
+    """
+    reader = peer.open(Path(job.folder), job.cache_bytes)
+    before = epoch_rate(epoch, reader, job.seconds / 4)
+    reader.close()
+    if before is None:
+        return None
     rates = []
     spent = 0.0
     while spent < job.seconds / 10:
         reader = peer.open(Path(job.folder), job.cache_bytes)
         begin = time.perf_counter()
-        rate = epoch_rate(epoch, reader, job.seconds)
+        rates.append(epoch_rate(epoch, reader, job.seconds) or 0.0)
         spent += time.perf_counter() - begin
         reader.close()
-        if rate is None:
-            return None
-        rates.append(rate)
     return float(np.median(rates))
 
 

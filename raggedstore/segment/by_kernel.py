@@ -30,7 +30,7 @@ Bytes = npt.NDArray[np.uint8]
 #: Bytes to copy from chunks in the cache that make a task of their own.
 _COPIES = 2**19
 #: Ranges that have so small a part of a block, on average, are little.
-_LITTLE = 8
+_LITTLE = 64
 
 
 def tasks_of(

@@ -79,6 +79,8 @@ class Dealt:
         processes, which are at the same step.
     steps
         (m,) the step of each, counted from the cursor.
+    final
+        Whether they end with the last of the last unit.
     """
 
     batches: Batches
@@ -86,12 +88,14 @@ class Dealt:
     left: Sequence[Picks]
     given: Int64s
     steps: Int64s
+    final: bool = False
 
     def span(self, first: int, last: int) -> Dealt:
         """Batches `first` to `last` of these."""
         part = slice(first, last)
         batches = self.batches.span(first, last)
-        return Dealt(batches, self.unit, self.left, self.given[part], self.steps[part])
+        final = self.final and last >= len(self.batches)
+        return Dealt(batches, self.unit, self.left, self.given[part], self.steps[part], final)
 
     def after(self, number: int) -> Cursor:
         """Where the epoch goes on after batch `number`."""
@@ -194,7 +198,8 @@ def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0)
         together = Batches.join([tail, batches.span(skip, len(batches))])
         whole = len(together) // world
         taken, steps = mine(together, np.arange(step, step + whole, dtype=np.int64))
-        yield Dealt(taken, number, before, (steps - step + 1) * world - begun + skip, steps)
+        given = (steps - step + 1) * world - begun + skip
+        yield Dealt(taken, number, before, given, steps, number == len(plan) - 1)
         tail = together.span(whole * world, len(together))
         step, skip = step + whole, 0
     here = (step + share.phase) % share.workers == share.worker

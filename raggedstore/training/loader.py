@@ -35,7 +35,7 @@ from raggedstore.training.keys import check_seed
 from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
 from raggedstore.training.picks import Batches, Picks
-from raggedstore.training.reading import Budget, Made, Reader, results
+from raggedstore.training.reading import MIXED_BYTES, Budget, Made, Reader, results
 from raggedstore.training.recurrent import BEYOND
 from raggedstore.training.report import LISTED, Quarantined, Report, Watch
 from raggedstore.training.sizes import Measures, probes
@@ -126,8 +126,8 @@ class Loader:
         "drop": all have as many, and a few batches are left out; "pad": all have as many, and a
         few come twice.
     prefetch
-        How many reads (of some 8 MiB, or one batch where that is more; of a window of large samples
-        up to 64 MiB) to make ready while the loop is at one. With 0 all is read by the loop itself,
+        How many reads (of some 8 MiB, or one batch where that is more; of windows as much as there
+        is room for) to make ready while the loop is at one. With 0 all is read by the loop itself,
         without a thread.
     budget
         Bytes of decoded data that an iteration may hold, besides what `samples` keeps for itself:
@@ -467,24 +467,22 @@ class Loader:
         }
 
     @property
-    def _windowed(self) -> bool:
-        """Whether a window is decoded whole, and batches are copied out of it.
-
-        Large samples are better taken from the file, each for its batch: what else is decoded with
-        them, the rest of their first and last blocks, costs less than the copy, and the window
-        takes no memory.
-        """
-        if not self._drawn.windowed or self.batch.cuts or not kernel.is_there():
-            return self._drawn.windowed
-        return self._measures.sizes().mean < _LARGE
-
-    @property
     def _divided(self) -> Budget:
-        windowed = self._windowed
+        """How memory is divided up, and so in which of three ways windows are read.
+
+        In as few reads as there is room for, each sample to its place in its batch. Where something
+        is made of batches a window is decoded whole, and batches are copied out of it a few at a
+        time; but large samples are read a few batches at a time, since to decode some blocks again
+        costs less than the copy.
+        """
+        of_windows, sizes = self._drawn.windowed, self._measures.sizes()
+        if not of_windows or self.batch.cuts or not kernel.is_there():
+            return Budget.of(self.budget, self.prefetch, windowed=of_windows)
         # What makes something of a read holds both for a moment: then it had better be little.
-        is_plain = self.collate == "ragged" and not self._transforms and not self.crop
-        mixed = self._drawn.windowed and not windowed and is_plain
-        return Budget.of(self.budget, self.prefetch, windowed=windowed, mixed=mixed)
+        if self.collate == "ragged" and not self._transforms and not self.crop:
+            most = MIXED_BYTES if sizes.mean >= _LARGE else self.budget
+            return Budget.of(self.budget, self.prefetch, mixed=most)
+        return Budget.of(self.budget, self.prefetch, windowed=sizes.mean < _LARGE)
 
     def _plan(self, epoch: int) -> Plan:
         geometry = self.geometry
@@ -528,29 +526,34 @@ class Loader:
         self.changes += 1
         begun, skip = self._progress, self.on_error == "skip"
         stages = Stages(self._transforms, begun.epoch, skip=skip)
+        budget = self._divided
         reader = Reader(
             self.samples,
             self.batch,
             self.crop,
-            self._divided,
+            budget,
             self._measures,
             collate=self._collate,
             own=not callable(self.collate),
             stages=stages,
             declared=self._declared,
             skip=skip,
-            windowed=self._windowed,
             epoch=begun.epoch,
         )
         deals = self._deals(begun, worker, workers, phase)
         before = begun.batches // self.batches_a_step
         watch = self._watch = Watch(self.samples, begun.epoch, before, self.budget)
-        return self._iterate(begun, reader.jobs(deals), reader.abreast, stages, watch)
+        return self._iterate(begun, reader.jobs(deals), reader.abreast, budget, stages, watch)
 
     def _iterate(
-        self, begun: _Progress, jobs: Jobs[Made], abreast: int, stages: Stages, watch: Watch
+        self,
+        begun: _Progress,
+        jobs: Jobs[Made],
+        abreast: int,
+        budget: Budget,
+        stages: Stages,
+        watch: Watch,
     ) -> Generator[Any, None, None]:
-        budget = self._divided
         watch.begin()
         _keep_freed_memory(budget.read)
         lists = results(jobs, count=budget.ahead, limit=budget.ready, threads=abreast)

@@ -2,15 +2,17 @@
 
 So they can be done in turn or ahead (`ahead.py`):
 
-    batches  →  decode as many as make a read  →  lists of batches              (most orders)
-    batches  →  decode a window  →  pieces  →  lists of batches   (`Shuffled`: a window is decoded
-                                                                while the one before is handed over)
+    batches  →  decode as many as make a read  →  lists of batches
+    batches  →  decode a window  →  pieces  →  lists of batches         (`Shuffled`, where something
+                                       is made of batches; and without the kernel: a window is
+                                       decoded while the one before is handed over)
 
 A read is decoded by one call for each field, which sorts it by chunk. Two reads are made at a time,
-each with half of the cores, where nothing is called that is not ours; else one with all of them.
-Reads and pieces are as many whole batches as make about 8 MiB: little enough to hold several, large
-enough that what is done per read costs little. Only where neighbours are mixed, and batches are but
-views of what is read, reads are larger if the budget allows: they decode fewer blocks twice.
+each with half of the cores, where nothing is called that is not ours; else one with all of them,
+and so the last. Reads and pieces are as many whole batches as make about 8 MiB: little enough to
+hold several, large enough that what is done per read costs little. Only of windows whose batches
+are but views of what is read, as much is read at once as there is room for, so that each block is
+decoded once.
 
 Where samples that cannot be read are to be set aside, a read that fails is cut in halves, and so
 on, until what fails is single samples. They are left out of what their batches become, and planning
@@ -50,15 +52,16 @@ from raggedstore.training.report import Facts, Loss, extents_of
 from raggedstore.training.sizes import Measures
 from raggedstore.training.transforms import Failed, Stages
 
-__all__ = ["READ_BYTES", "Budget", "Made", "Reader", "Windows", "results"]
+__all__ = ["MIXED_BYTES", "READ_BYTES", "Budget", "Made", "Reader", "Windows", "results"]
 
 READ_BYTES = 2**23
 #: Reads made at a time, each with its share of the cores. Two of one thread each are faster than
 #: one of two: neither waits for the other's last block, nor is woken for each read.
 _ABREAST = 2
 
-#: What is read at a time of a window that is not decoded whole.
-_MIXED_BYTES = 2**26
+#: What is read of large samples at a time where a window's are mixed: more, and less is decoded
+#: twice, but so much that three reads are in memory.
+MIXED_BYTES = 2**26
 
 #: A read of more batches leaves it to the loop to cut them.
 _MANY = 16
@@ -90,17 +93,26 @@ class Budget:
     """How much memory what is for."""
 
     ready: int  #: of what is ready for the loop
-    windows: int  #: of decoded windows, besides
+    windows: int  #: of decoded windows, besides; 0 where none is decoded whole
     read: int  #: of a read or piece: so little that as many as may be ahead fit
     ahead: int  #: how many reads may be ahead of the loop
 
     @classmethod
-    def of(cls, total: int, ahead: int, *, windowed: bool, mixed: bool = False) -> Budget:
-        """`total` bytes divided up; `mixed` means that reads share blocks: fewer ones do less."""
+    def of(cls, total: int, ahead: int, *, windowed: bool = False, mixed: int = 0) -> Budget:
+        """`total` bytes divided up.
+
+        Parameters
+        ----------
+        windowed
+            Whether windows are decoded whole, and batches copied out of them.
+        mixed
+            Where neighbours are mixed, and reads thus share blocks: how large a read may be. It is
+            less than half of all, so that one can be made while the loop is at another.
+        """
         ready = min((ahead + 1) * READ_BYTES, total // 8) if windowed else total
         read = min(READ_BYTES, ready // (ahead + 1))
-        if mixed and ahead:
-            read = min(_MIXED_BYTES, ready // (_ABREAST + 1))
+        if mixed:
+            read = min(mixed, ready * 9 // 20)
         return cls(ready, total - ready, read, ahead)
 
 
@@ -189,8 +201,6 @@ class Reader:
         What fields they make, where somebody said so.
     skip
         Whether samples that cannot be read are set aside.
-    windowed
-        Whether a unit's batches are decoded together before they are handed over.
     epoch
         What random crops depend on.
     """
@@ -208,7 +218,6 @@ class Reader:
         stages: Stages,
         declared: Mapping[str, Field],
         skip: bool,
-        windowed: bool,
         epoch: int,
     ) -> None:
         self._samples, self._rule, self._crops = samples, rule, crops
@@ -218,7 +227,7 @@ class Reader:
         self._raw = frozenset(rule.fields if rule.cuts else ())
         self._pace = Pace(budget.read, at_once=stages.batches_at_once, transformed=bool(stages))
         # Of cropped samples only the windows are to be read, so never more than a batch's.
-        self._windowed = windowed and not crops
+        self._windowed = bool(budget.windows) and not crops
         self._adds_nothing = type(rule).dress is Rule.dress
         #: Whether batches are but views of what is read.
         self._is_plain = self._adds_nothing and not stages and collate is columns.as_they_are
@@ -243,6 +252,9 @@ class Reader:
                 nbytes = int(each[span].sum() * self._pace.growth)
                 # With the one that the loop has there must be room for as many as are made.
                 if (self.abreast + 1) * nbytes > self._budget.ready:
+                    beside = 1
+                # Nor is there one to be made beside the last.
+                if dealt.final and last == len(dealt.batches):
                     beside = 1
                 yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span), beside)
                 beside = self.abreast

@@ -122,7 +122,7 @@ def test_batches_are_what_the_store_gives(store: rs.Store, large: int, **options
 
 
 @pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
-def test_a_window_of_large_samples_is_read_batch_by_batch(
+def test_windows_are_read_at_once_unless_samples_are_large_and_batches_made_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int] = []
@@ -132,19 +132,27 @@ def test_a_window_of_large_samples_is_read_batch_by_batch(
             reads.append(len(positions))
             return super().read(name, positions)
 
-    size, orders, largest = 40_000, [], []
+    size, orders, largest = 40_000, [], {}
     store = rs.create(tmp_path / "store", {"a": rs.Field("u1", (None,))})
     with store.writer() as writer:
         writer.extend({"a": np.full(size, i, "u1")} for i in range(64))
-    for large in (size, 2 * size):
-        reads.clear()
-        monkeypatch.setattr(module, "_LARGE", large)
-        order = Shuffled(0, window=33 * size)
-        loader = Loader(Counted(store), order=order, batch=4, budget=80 * size)
-        orders.append([batch["a"].values[::size].tolist() for batch in loader])
-        largest.append(max(reads))
-    assert largest == [24, 36]  # a third of the budget, and the window
-    assert orders[0] == orders[1]
+    for collate in ("ragged", "padded"):
+        for large in (size, 2 * size):
+            reads.clear()
+            monkeypatch.setattr(module, "_LARGE", large)
+            order = Shuffled(0, window=33 * size)
+            loader = Loader(Counted(store), order=order, batch=4, budget=80 * size, collate=collate)
+            got = [batch["a"] for batch in loader]
+            rows = [b.values if collate == "ragged" else b.reshape(-1) for b in got]
+            orders.append([row[::size].tolist() for row in rows])
+            largest[collate, large] = max(reads)
+    assert largest == {
+        ("ragged", size): 32,  # the window
+        ("ragged", 2 * size): 32,
+        ("padded", size): 24,  # a third of the budget
+        ("padded", 2 * size): 36,  # the window, and what is left over of the one before
+    }
+    assert all(order == orders[0] for order in orders)
 
 
 @pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
