@@ -4,6 +4,8 @@ Chunks in the cache are copied from. Of all others blocks are decoded, whole chu
 group of blocks that fits the processor's cache is read, checked, decoded and copied from, and then
 the next. A chunk of which that was asked so often that to hold it would have cost less is decoded
 whole, and kept.
+
+Where all chunks are at hand, or most of them are wanted in little pieces, nothing is planned.
 """
 
 from __future__ import annotations
@@ -122,12 +124,14 @@ def copy_whole(
 ) -> bool:
     """As `copy_held`, after decoding the chunks, where so much of them is wanted in little pieces.
 
-    Nearly every block would be decoded all the same. False where it is not so, or a chunk is
-    damaged.
+    Nearly every block would be decoded all the same. False where it is not so, the cache has no
+    room for them, or a chunk is damaged.
     """
     total, numbers = int((stops - starts).sum()), _reach(starts, stops, source)
     if (
-        2 * total < len(numbers) * source.chunk_rows
+        not numbers
+        or len(numbers) * source.chunk_rows * source.row_nbytes > source.room
+        or 2 * total < len(numbers) * source.chunk_rows
         or _LITTLE * total * source.row_nbytes > len(starts) * source.block_nbytes
         or 2 * np.count_nonzero(starts[1:] == stops[:-1]) > len(starts)
         or not _reach_all(starts, stops, numbers, source.chunk_rows)

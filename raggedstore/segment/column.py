@@ -155,6 +155,11 @@ class ColumnReader:
     def _view(self, raw: Bytes) -> npt.NDArray[Any]:
         return raw.view(self._dtype).reshape(-1, *self._row_shape)
 
+    @property
+    def room(self) -> int:
+        """Bytes of chunks that one read may have the cache hold: there may be another."""
+        return self._context.budget // 2
+
     def cached(self, number: int) -> npt.NDArray[Any] | None:
         """The rows of a chunk, if they are in the cache or on their way there."""
         return self._context.cache.get((*self._key, number))

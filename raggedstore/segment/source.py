@@ -29,6 +29,10 @@ class ChunkSource(Protocol):
     block_nbytes: int  #: raw bytes of a block; 0 where chunks can only be decoded whole
     is_side: bool  #: whether it says where samples lie, rather than holding them
 
+    @property
+    def room(self) -> int:
+        """Bytes of chunks that one read may have the cache hold."""
+
     def cached(self, number: int) -> npt.NDArray[Any] | None:
         """The rows of a chunk, if they are in the cache or on their way there."""
 

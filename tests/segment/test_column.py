@@ -98,6 +98,18 @@ def test_short_ranges_of_all_over_are_copied_from_chunks_that_are_decoded_once(
         assert context.chunks_decoded == len(column.dataset.entries)
 
 
+def test_no_more_chunks_are_decoded_for_short_ranges_than_half_of_the_budget_holds(
+    segment: tuple[Path, SegmentTable],
+) -> None:
+    starts = np.random.default_rng(0).permutation(ROWS - 2)
+    for budget, whole in ((4 * ROWS, False), (12 * ROWS, True)):
+        column = column_of(*segment, budget)
+        got = column.read(starts, starts + 2)
+        np.testing.assert_array_equal(got[::2], values()[starts])
+        if kernel.is_there():
+            assert (column._context.blocks_decoded == 0) == whole
+
+
 @pytest.mark.parametrize("budget", [0, 2**20])
 def test_rows_and_runs_one_after_another_read_as_from_an_array(
     segment: tuple[Path, SegmentTable], budget: int

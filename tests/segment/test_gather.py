@@ -30,6 +30,7 @@ class Chunks:
         self.row_nbytes = self.stored.nbytes // max(len(self.stored), 1)
         self.block_nbytes = block_nbytes
         self.is_side = False
+        self.room = 2**30
         self.kept: set[int] = set()
         self.renting = True
         self.decoded: list[int] = []
