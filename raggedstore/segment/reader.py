@@ -240,7 +240,9 @@ def outside(spans: Int64s, sizes: Int64s, limit: int) -> bool:
     if not len(spans):
         return False
     starts, stops = spans[:, 0], spans[:, 1]
-    return bool(starts.min() < 0 or stops.max() > limit or sizes.min() < 0)
+    # Sizes of negative ones may wrap around int64.
+    low = min(starts.min(), stops.min(), sizes.min())
+    return bool(low < 0 or stops.max() > limit)
 
 
 def bad_shapes(spec: Field, shapes: Int64s, sizes: Int64s) -> npt.NDArray[np.bool_]:

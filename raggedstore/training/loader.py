@@ -479,7 +479,8 @@ class Loader:
         if not of_windows or self.batch.cuts or not kernel.is_there():
             return Budget.of(self.budget, self.prefetch, windowed=of_windows)
         # What makes something of a read holds both for a moment: then it had better be little.
-        if self.collate == "ragged" and not self._transforms and not self.crop:
+        is_plain = self.collate == "ragged" and not self._transforms and not self.crop
+        if is_plain and self.samples.concurrent:
             most = MIXED_BYTES if sizes.mean >= _LARGE else self.budget
             return Budget.of(self.budget, self.prefetch, mixed=most)
         return Budget.of(self.budget, self.prefetch, windowed=sizes.mean < _LARGE)

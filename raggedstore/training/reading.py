@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ class Pace:
         self._nbytes = nbytes
         self._soon = _TRIED if transformed else nbytes
         self._read = self._became = self._took = 0.0  # of late
+        self._lock = threading.Lock()  # two reads may be made at a time
 
     @property
     def room(self) -> int:
@@ -159,16 +161,17 @@ class Pace:
 
     def note(self, read: int, became: int, seconds: float) -> None:
         """That transforms made `became` bytes of `read` bytes in so many `seconds`."""
-        self._read, self._became, self._took = (
-            old / 2 + new
-            for old, new in (
-                (self._read, max(read, 1)),
-                (self._became, became),
-                (self._took, max(seconds, 1e-6)),
+        with self._lock:
+            self._read, self._became, self._took = (
+                old / 2 + new
+                for old, new in (
+                    (self._read, max(read, 1)),
+                    (self._became, became),
+                    (self._took, max(seconds, 1e-6)),
+                )
             )
-        )
-        self.growth = max(1.0, self._became / self._read)
-        self._soon = int(_SOON * self._read / self._took)
+            self.growth = max(1.0, self._became / self._read)
+            self._soon = int(_SOON * self._read / self._took)
 
 
 #: Decoded columns; which samples they lack; where their batches' samples lie among all of them;

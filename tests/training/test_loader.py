@@ -128,6 +128,8 @@ def test_windows_are_read_at_once_unless_samples_are_large_and_batches_made_of_t
     reads: list[int] = []
 
     class Counted(Watched):
+        concurrent = True  # as of a store
+
         def read(self, name: str, positions: Any) -> Any:
             reads.append(len(positions))
             return super().read(name, positions)
