@@ -138,19 +138,19 @@ class ChunkCache:
             self._pending.pop(key, None)
 
     def rent(
-        self, key: Any, nbytes: int, whole: int, *, first: bool = False, patience: int = 1
-    ) -> bool:
-        """Whether to decode `nbytes` of a chunk of `whole` bytes, and not to hold it whole.
-
-        With `first` it is so the first time, whatever it costs. `patience` is how many times as
-        dear as its blocks' decoding it is to hold a chunk.
-        """
-        return self.rent_all([(key, nbytes)], whole, first=first, patience=patience)[0]
-
-    def rent_all(
-        self, wanted: Iterable[tuple[Any, int]], whole: int, *, first: bool, patience: int
+        self,
+        wanted: Iterable[tuple[Any, int]],
+        whole: int,
+        *,
+        first: bool = False,
+        patience: int = 1,
     ) -> list[bool]:
-        """As `rent`, of several chunks of `whole` bytes: their keys, and how much of each."""
+        """Of each chunk of `whole` bytes whether to decode a part of it, and not to hold it whole.
+
+        `wanted` are their keys, and the bytes of each part. With `first` it is so the first time,
+        whatever it costs. `patience` is how many times as dear as its blocks' decoding it is to
+        hold a chunk.
+        """
         if whole > self.budget:
             return [True for _ in wanted]
         rented, answers = self._rented, []

@@ -201,7 +201,7 @@ class ColumnReader:
             for number, count in zip(numbers, blocks, strict=True)
         ]
         whole = self.chunk_rows * self.row_nbytes
-        return self._context.cache.rent_all(wanted, whole, first=self.is_side, patience=patience)
+        return self._context.cache.rent(wanted, whole, first=self.is_side, patience=patience)
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""

@@ -35,7 +35,7 @@ from raggedstore.segment.by_kernel import copy_held, copy_whole, tasks_of
 from raggedstore.segment.source import TRIFLE, ChunkSource
 from raggedstore.segment.tasks import Task, run
 
-__all__ = ["gather", "run"]
+__all__ = ["gather"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]

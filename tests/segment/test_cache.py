@@ -39,6 +39,12 @@ def test_it_never_holds_more_than_its_budget_and_drops_the_least_recently_used(
         assert cache.nbytes == sum(model.values()) <= budget
 
 
+def rent(cache: ChunkCache, key: object, nbytes: int, whole: int, *, first: bool = False) -> bool:
+    """Whether to rent of a single chunk."""
+    (answer,) = cache.rent([(key, nbytes)], whole, first=first)
+    return answer
+
+
 def test_what_it_holds_cannot_be_written_to() -> None:
     cache = ChunkCache(100)
     cache.put(1, chunk(10))
@@ -48,35 +54,35 @@ def test_what_it_holds_cannot_be_written_to() -> None:
 def test_a_chunk_is_rented_until_that_has_cost_as_much_as_buying_it() -> None:
     cache = ChunkCache(1000)
     cache.put("other", chunk(950))  # no room is left
-    assert [cache.rent("a", 30, 100) for _ in range(4)] == [True, True, True, False]
+    assert [rent(cache, "a", 30, 100) for _ in range(4)] == [True, True, True, False]
     cache.put("a", chunk(100))
     cache.put("other", chunk(950))
-    assert cache.rent("a", 30, 100)  # forgotten: it counts from the beginning
+    assert rent(cache, "a", 30, 100)  # forgotten: it counts from the beginning
 
 
 def test_while_there_is_room_a_chunk_is_bought_sooner() -> None:
     cache = ChunkCache(1000)
-    assert [cache.rent("a", 10, 100) for _ in range(3)] == [True, True, False]
+    assert [rent(cache, "a", 10, 100) for _ in range(3)] == [True, True, False]
 
 
 def test_where_the_first_read_of_a_chunk_is_to_be_rented_the_second_may_buy() -> None:
     cache = ChunkCache(1000)
-    assert [cache.rent("a", 70, 100, first=True) for _ in range(2)] == [True, False]
-    assert not cache.rent("b", 70, 100)
+    assert [rent(cache, "a", 70, 100, first=True) for _ in range(2)] == [True, False]
+    assert not rent(cache, "b", 70, 100)
 
 
 def test_what_no_budget_could_hold_is_rented_for_ever() -> None:
     cache = ChunkCache(99)
-    assert all(cache.rent("a", 60, 100) for _ in range(10))
+    assert all(rent(cache, "a", 60, 100) for _ in range(10))
 
 
 def test_only_what_was_rented_lately_is_remembered() -> None:
     cache = ChunkCache(1000)
     cache.put("other", chunk(950))
     for number in range(100):
-        assert cache.rent(number, 90, 100)
-    assert cache.rent(0, 90, 100)
-    assert not cache.rent(99, 90, 100)
+        assert rent(cache, number, 90, 100)
+    assert rent(cache, 0, 90, 100)
+    assert not rent(cache, 99, 90, 100)
 
 
 def test_a_chunk_on_its_way_is_waited_for_and_prepared_once() -> None:
@@ -113,9 +119,9 @@ def test_one_that_fails_on_its_way_is_not_held() -> None:
 def test_clear_drops_everything() -> None:
     cache = ChunkCache(100)
     cache.put(1, chunk(10))
-    cache.rent(2, 20, 100)
+    rent(cache, 2, 20, 100)
     cache.clear()
-    assert cache.get(1) is None and cache.nbytes == 0 and cache.rent(2, 20, 100)
+    assert cache.get(1) is None and cache.nbytes == 0 and rent(cache, 2, 20, 100)
     assert repr(cache) == "<ChunkCache 0 of 100 bytes, 0 hits, 1 misses>"
 
 
