@@ -191,6 +191,116 @@ done:
     Py_RETURN_NONE;
 }
 
+/* What a single sample is found by: numbers that `sample` is given as int64s, and its dimensions. */
+typedef struct {
+    int64_t per_span, per_shape, per_data; /* rows in a chunk of each column */
+    int64_t rows, item;                    /* values in data, and bytes of one */
+    int64_t ndim, dims[];                  /* -1: of any size */
+} Found;
+
+enum { MOST = 1 << 20, FEW = 1 << 16 }; /* bytes to copy at all, and with the interpreter's lock */
+
+/* A chunk of those that are held, now the most recently used, as a buffer; 0 where it is not held. */
+static int hold(PyObject *chunks, PyObject *column, int64_t number, Py_buffer *buffer) {
+    static PyObject *move;
+    if (!move) move = PyUnicode_InternFromString("move_to_end");
+    PyObject *which = PyLong_FromLongLong(number), *key = which ? PyTuple_Pack(2, column, which) : NULL;
+    PyObject *chunk = key ? PyDict_GetItemWithError(chunks, key) : NULL;
+    int fine = 0;
+    if (chunk) {
+        Py_INCREF(chunk);
+        fine = PyObject_GetBuffer(chunk, buffer, PyBUF_SIMPLE) == 0;
+        PyObject *moved = move ? PyObject_CallMethodObjArgs(chunks, move, key, NULL) : NULL;
+        Py_XDECREF(moved);
+        Py_DECREF(chunk);
+    }
+    Py_XDECREF(which);
+    Py_XDECREF(key);
+    PyErr_Clear(); /* whoever finds nothing here goes another way */
+    return fine;
+}
+
+/* `count` int64s of a row of a column whose chunk is held. */
+static int row_of(PyObject *chunks, PyObject *column, int64_t per_chunk, int64_t row, int64_t count,
+                  int64_t *to) {
+    Py_buffer buffer;
+    if (per_chunk <= 0 || row < 0 || !hold(chunks, column, row / per_chunk, &buffer)) return 0;
+    int64_t at = row % per_chunk;
+    int fine = at < INT64_MAX / count - 1 && within(at * count, count, buffer.len / 8);
+    if (fine) memcpy(to, (const int64_t *)buffer.buf + at * count, (size_t)count * 8);
+    PyBuffer_Release(&buffer);
+    return fine;
+}
+
+/* One sample from chunks at hand; None where they are not, or anything is unusual about it. */
+static PyObject *sample(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    if (given != 6 || !PyDict_Check(args[0]) || !PyBytes_Check(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "sample(chunks, span, shape, data, found, position)");
+        return NULL;
+    }
+    PyObject *chunks = args[0], *raw = NULL, *shape = NULL;
+    Py_ssize_t size = PyBytes_Size(args[4]);
+    Found found;
+    int64_t dims[32], span[2], total = 1;
+    long long position = PyLong_AsLongLong(args[5]);
+    if (PyErr_Occurred()) return NULL;
+    if (size < (Py_ssize_t)sizeof found) Py_RETURN_NONE;
+    const Found *by = (const Found *)PyBytes_AsString(args[4]);
+    found = *by;
+    if (found.ndim < 1 || found.ndim > 32 || size != (Py_ssize_t)(sizeof found + found.ndim * 8) ||
+        found.per_data <= 0 || found.item <= 0 || found.item > MOST)
+        Py_RETURN_NONE;
+    if (!row_of(chunks, args[1], found.per_span, position, 2, span)) Py_RETURN_NONE;
+    if (span[0] < 0 || span[1] <= span[0] || span[1] > found.rows ||
+        span[1] - span[0] > MOST / found.item)
+        Py_RETURN_NONE;
+    int64_t count = span[1] - span[0];
+    dims[0] = count;
+    if (args[2] != Py_None &&
+        !row_of(chunks, args[2], found.per_shape, position, found.ndim, dims))
+        Py_RETURN_NONE;
+    for (int64_t i = 0; i < found.ndim; i++) {
+        if (dims[i] <= 0 || dims[i] > count || (by->dims[i] >= 0 && by->dims[i] != dims[i])) Py_RETURN_NONE;
+        if (total > count / dims[i]) Py_RETURN_NONE;
+        total *= dims[i];
+    }
+    if (total != count) Py_RETURN_NONE;
+    raw = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(count * found.item));
+    if (!raw) return NULL;
+    char *to = PyByteArray_AsString(raw);
+    for (int64_t at = span[0]; at < span[1];) {
+        Py_buffer buffer;
+        int64_t low = at % found.per_data, left = found.per_data - low;
+        int64_t rows = span[1] - at < left ? span[1] - at : left;
+        int fine = hold(chunks, args[3], at / found.per_data, &buffer);
+        if (fine && !within(low, rows, buffer.len / found.item)) {
+            PyBuffer_Release(&buffer);
+            fine = 0;
+        }
+        if (!fine) {
+            Py_DECREF(raw);
+            Py_RETURN_NONE;
+        }
+        PyThreadState *state = rows * found.item > FEW ? PyEval_SaveThread() : NULL;
+        memcpy(to, (const char *)buffer.buf + low * found.item, (size_t)(rows * found.item));
+        if (state) PyEval_RestoreThread(state);
+        PyBuffer_Release(&buffer);
+        to += rows * found.item;
+        at += rows;
+    }
+    shape = PyTuple_New((Py_ssize_t)found.ndim);
+    for (int64_t i = 0; shape && i < found.ndim; i++) {
+        PyObject *dim = PyLong_FromLongLong(dims[i]);
+        if (!dim || PyTuple_SetItem(shape, (Py_ssize_t)i, dim)) Py_CLEAR(shape);
+    }
+    if (!shape) {
+        Py_DECREF(raw);
+        return NULL;
+    }
+    return Py_BuildValue("(LLNN)", (long long)span[0], (long long)span[1], shape, raw);
+}
+
 /* A whole batch's blocks, and the pieces that are copied from them; shared by the threads at it. */
 typedef struct {
     int fd; /* or -1, and then: */
@@ -839,6 +949,7 @@ static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
     {"copy_held", copy_held, METH_VARARGS, "copy_held(chunks, first, each, row, starts, stops, places, out)"},
+    {"sample", (PyCFunction)(void (*)(void))sample, METH_FASTCALL, "sample(chunks, span, shape, data, found, position)"},
     {"digests", digests, METH_VARARGS, "digests(stored, edges, out): 32 bits of xxh3 of each part"},
     {"order", order_of, METH_VARARGS, "order(keys, out): the stable order of 64-bit keys"},
     {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},

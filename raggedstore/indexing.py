@@ -44,6 +44,8 @@ def as_position(key: object, length: int, *, what: str = "sample") -> int:
     KeyTypeError
         `key` is no integer.
     """
+    if type(key) is int and 0 <= key < length:  # as nearly always
+        return key
     if isinstance(key, (bool, np.bool_)):
         raise KeyTypeError(f"a single bool is no {what} index; a mask needs one bool per {what}")
     try:

@@ -264,6 +264,7 @@ class FieldView:
         self.field: Field = samples.schema[name]
         self.name = name
         self._samples = samples
+        self._is_array = self.field.kind == "array"
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -273,9 +274,10 @@ class FieldView:
 
     def __getitem__(self, key: Any) -> Any:
         """One sample's value by int; a list of values by slice, list or mask."""
-        if is_single(key):
+        if type(key) is int or is_single(key):
             position = as_position(key, len(self._samples))
-            return present_one(self.field, self._samples.read_one(self.name, position))
+            value = self._samples.read_one(self.name, position)
+            return value if self._is_array else present_one(self.field, value)
         positions = as_positions(key, len(self))
         return present_list(self.field, self._samples.read(self.name, positions))
 

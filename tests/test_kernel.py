@@ -2,11 +2,13 @@
 
 import importlib
 import itertools
+import math
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections import OrderedDict
 from pathlib import Path
 
 import blosc2
@@ -158,6 +160,90 @@ def test_ranges_of_chunks_at_hand_are_copied_as_slices_are_or_refused(
     else:
         assert fits
         np.testing.assert_array_equal(out, want)
+
+
+COUNTS = st.integers(-1, 12) | HUGE
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">f8"])
+@given(
+    span=st.tuples(COUNTS, COUNTS),
+    shape=st.none() | st.lists(COUNTS, min_size=2, max_size=2),
+    dims=st.tuples(st.sampled_from([-1, 2, 3]), st.sampled_from([-1, 2, 2**62])),
+    position=st.integers(-1, 4) | HUGE,
+    per=st.tuples(*[st.integers(0, 3) | HUGE] * 3),
+    rows=st.integers(0, 12) | HUGE,
+    dropped=st.sets(st.integers(0, 8)),
+)
+def test_a_sample_is_found_in_chunks_at_hand_as_slices_find_it_or_not_at_all(
+    span: tuple[int, int],
+    shape: list[int] | None,
+    dims: tuple[int, int],
+    position: int,
+    per: tuple[int, int, int],
+    rows: int,
+    dropped: set[int],
+    dtype: str,
+) -> None:
+    values = np.arange(10).astype(dtype)
+    chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+    whole = {
+        "span": np.array([span] * 4, np.int64),
+        "shape": np.array([shape or (0, 0)] * 4, np.int64),
+        "data": values,
+    }
+    for (name, array), each in zip(whole.items(), per, strict=True):
+        for i in range(0, len(array) if 0 < each < 2**31 else 0, max(each, 1)):
+            chunks[name, i // each] = array[i : i + each]
+    for key in [key for i, key in enumerate(chunks) if i in dropped]:
+        del chunks[key]
+    held = dict(chunks)
+    fixed = dims if shape is not None else dims[:1]
+    found = np.array([*per, rows, values.itemsize, len(fixed), *fixed], np.int64)
+    got = kernel.compiled().sample(
+        chunks, "span", None if shape is None else "shape", "data", found.tobytes(), position
+    )
+    assert len(chunks) == len(held) and all(chunks[key] is held[key] for key in held)
+    start, stop = span
+    size = [stop - start] if shape is None else shape
+    if got is None:
+        return
+    assert got[:3] == (start, stop, tuple(size))
+    assert 0 <= start < stop <= min(rows, 10) and 0 <= position < 4
+    assert math.prod(size) == stop - start
+    assert all(want in (-1, have) for want, have in zip(fixed, size, strict=True))
+    np.testing.assert_array_equal(np.frombuffer(got[3], dtype), values[start:stop])
+
+
+@needs_kernel
+@given(start=st.integers(0, 9), count=st.integers(1, 10), per=st.integers(1, 10))
+def test_a_sample_of_chunks_at_hand_is_found_and_they_are_the_last_to_be_dropped(
+    start: int, count: int, per: int
+) -> None:
+    values, stop = np.arange(10, dtype=np.int16), min(start + count, 10)
+    chunks = OrderedDict([(("span", 0), np.array([[start, stop]], np.int64))])
+    chunks |= {("data", i // per): values[i : i + per] for i in range(0, 10, per)}
+    chunks["other", 0] = values
+    found = np.array([1, 1, per, 10, 2, 1, -1], np.int64).tobytes()
+    got = kernel.compiled().sample(chunks, "span", None, "data", found, 0)
+    assert got == (start, stop, (stop - start,), bytearray(values[start:stop].tobytes()))
+    used = [("span", 0), *(("data", i) for i in range(start // per, (stop - 1) // per + 1))]
+    assert list(chunks)[-len(used) :] == used
+
+
+@needs_kernel
+@pytest.mark.parametrize("found", [b"", bytes(47), bytes(48), bytes(56), b"\x01" * 56])
+def test_a_sample_is_not_found_by_numbers_that_make_no_sense(found: bytes) -> None:
+    sample = kernel.compiled().sample
+    chunks = OrderedDict([(("span", 0), np.array([[0, 1]], np.int64)), (("data", 0), np.ones(1))])
+    assert sample(chunks, "span", None, "data", found, 0) is None
+    with pytest.raises(TypeError):
+        sample([], "span", None, "data", found, 0)
+    with pytest.raises(TypeError):
+        sample(chunks, "span", None, "data", found)
+    with pytest.raises(OverflowError):
+        sample(chunks, "span", None, "data", found, 2**63)
 
 
 @needs_kernel

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from raggedstore import kernel
+
 __all__ = ["ChunkCache"]
 
 Chunk = npt.NDArray[Any]  # its rows
@@ -54,10 +56,17 @@ class ChunkCache:
 
         One that is being prepared is waited for; where that fails, it is not held.
         """
+        chunk = self._chunks.get(key)
+        if chunk is not None:  # no lock: each of these steps is one, and all is well between them
+            self.hits += 1
+            try:  # noqa: SIM105 - suppress takes as long as all the rest
+                self._chunks.move_to_end(key)
+            except KeyError:  # dropped since
+                pass
+            return chunk
         with self._lock:
             chunk = self._chunks.get(key)
             if chunk is not None:
-                self._chunks.move_to_end(key)
                 self.hits += 1
                 return chunk
             pending = self._pending.get(key)
@@ -72,13 +81,13 @@ class ChunkCache:
             self.hits += 1
         return chunk
 
-    def get_all(self, key: tuple[Any, ...], numbers: Sequence[int]) -> list[Chunk | None]:
-        """As `get`, of the chunks with the keys ``(*key, number)``."""
+    def get_all(self, column: Any, numbers: Sequence[int]) -> list[Chunk | None]:
+        """As `get`, of the chunks with the keys ``(column, number)``."""
         found: list[Chunk | None] = []
         with self._lock:
             waiting, missing = bool(self._pending), 0
             for number in numbers:
-                full = (*key, number)
+                full = (column, number)
                 chunk = self._chunks.get(full)
                 if chunk is not None:
                     self._chunks.move_to_end(full)
@@ -90,15 +99,15 @@ class ChunkCache:
                 self.misses += missing
                 return found
         pairs = zip(numbers, found, strict=True)
-        return [self.get((*key, number)) if chunk is None else chunk for number, chunk in pairs]
+        return [self.get((column, number)) if chunk is None else chunk for number, chunk in pairs]
 
-    def get_every(self, key: tuple[Any, ...], numbers: range) -> list[Chunk] | None:
+    def get_every(self, column: Any, numbers: range) -> list[Chunk] | None:
         """As `get_all`, where all of them are held; else None, and nobody has asked."""
         chunks = self._chunks
         with self._lock:
             if len(numbers) > len(chunks):
                 return None
-            keys = [(*key, number) for number in numbers]
+            keys = [(column, number) for number in numbers]
             found = [chunks[full] for full in keys if full in chunks]
             if len(found) < len(keys):
                 return None
@@ -106,6 +115,27 @@ class ChunkCache:
                 chunks.move_to_end(full)
             self.hits += len(keys)
         return found
+
+    def sample(
+        self, columns: tuple[Any, Any, Any], found: bytes, position: int
+    ) -> tuple[int, int, tuple[int, ...], bytearray] | None:
+        """One sample, where this is compiled: its start and stop, its shape, its values' bytes.
+
+        None where not all of its chunks are held, or what side columns say is unusual in any way.
+
+        Parameters
+        ----------
+        columns
+            Of its spans, its shapes or None, and its data.
+        found
+            int64s: the rows in a chunk of each, the values in data and the bytes of one, and the
+            dimensions, -1 where they are of any size.
+        """
+        got: tuple[int, int, tuple[int, ...], bytearray] | None
+        got = kernel.compiled().sample(self._chunks, *columns, found, position)
+        if got is not None:
+            self.hits += 2
+        return got
 
     def put(self, key: Any, chunk: Chunk) -> None:
         """Hold the chunk, unless it alone is over the budget."""

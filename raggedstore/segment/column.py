@@ -85,10 +85,10 @@ class ColumnReader:
         self.is_side = dataset.column.name != DATA
         self._per_chunk = 0 if blocks is None else blocks.checks.shape[1]
         self._known = None if blocks is None or blocks.known.all() else blocks.known
-        self._dtype = dataset.column.dtype
+        self.dtype = dataset.column.dtype
         self._row_shape = dataset.column.row_shape
         self._where = f"segment {segment}, field {field!r}"
-        self._key = (segment, field, dataset.column.name)
+        self.key = (segment, field, dataset.column.name)
         self._data = data
         self._context = context
         self._check = context.checksums and checksums
@@ -153,7 +153,7 @@ class ColumnReader:
         return None, np.zeros(units, bool)
 
     def _view(self, raw: Bytes) -> npt.NDArray[Any]:
-        return raw.view(self._dtype).reshape(-1, *self._row_shape)
+        return raw.view(self.dtype).reshape(-1, *self._row_shape)
 
     @property
     def room(self) -> int:
@@ -162,20 +162,20 @@ class ColumnReader:
 
     def cached(self, number: int) -> npt.NDArray[Any] | None:
         """The rows of a chunk, if they are in the cache or on their way there."""
-        return self._context.cache.get((*self._key, number))
+        return self._context.cache.get((self.key, number))
 
     def held(self, numbers: list[int]) -> list[npt.NDArray[Any] | None]:
         """As `cached`, of several chunks."""
-        return self._context.cache.get_all(self._key, numbers)
+        return self._context.cache.get_all(self.key, numbers)
 
     def held_every(self, numbers: range) -> list[npt.NDArray[Any]] | None:
         """As `held`, where all of them are in the cache; else None."""
-        return self._context.cache.get_every(self._key, numbers)
+        return self._context.cache.get_every(self.key, numbers)
 
     def fetch(self, number: int) -> npt.NDArray[Any]:
         """The rows of a chunk, decoded whole and kept in the cache."""
         rows = self._decoded(number)
-        self._context.cache.put((*self._key, number), rows)
+        self._context.cache.put((self.key, number), rows)
         return rows
 
     def _decoded(self, number: int) -> npt.NDArray[Any]:
@@ -197,7 +197,7 @@ class ColumnReader:
             pairs = zip(numbers, blocks, strict=True)
             return [self.has_blocks(n) and self._rent([n], [b], patience)[0] for n, b in pairs]
         wanted = [
-            ((*self._key, number), count * self.block_nbytes)
+            ((self.key, number), count * self.block_nbytes)
             for number, count in zip(numbers, blocks, strict=True)
         ]
         whole = self.chunk_rows * self.row_nbytes
@@ -358,16 +358,16 @@ class ColumnReader:
         if _is_run(starts, stops):
             starts, stops = starts[:1], stops[-1:]
         total = int((stops - starts).sum())
-        out = memory.empty((total, *self._row_shape), self._dtype)
+        out = memory.empty((total, *self._row_shape), self.dtype)
         self._gather(starts, stops, out)
         return out
 
     def at(self, positions: Int64s) -> npt.NDArray[Any]:
         """The rows at (k,) `positions`."""
-        out = memory.empty((len(positions), *self._row_shape), self._dtype)
+        out = memory.empty((len(positions), *self._row_shape), self.dtype)
         if copy_held(positions, None, None, out, self):
             first, last = int(positions[0]), int(positions[-1])
-            self._went_on(first if last - first == len(positions) - 1 else -2, last + 1)
+            self.went_on(first if last - first == len(positions) - 1 else -2, last + 1)
             return out
         return self.read(positions, positions + 1)
 
@@ -399,7 +399,7 @@ class ColumnReader:
         total = int((stops - starts).sum())
         if total:
             first, last = int(starts[0]), int(stops[-1])
-            self._went_on(first if total == last - first else -2, last)
+            self.went_on(first if total == last - first else -2, last)
 
     def row(self, number: int) -> Any:
         """One row: an array, or a scalar where rows are scalars."""
@@ -407,7 +407,7 @@ class ColumnReader:
         rows = self.cached(chunk)
         if rows is None:
             return self._some(number, number + 1)[0]
-        self._went_on(number, number + 1)
+        self.went_on(number, number + 1)
         return rows[at].copy()
 
     def run(self, start: int, stop: int) -> npt.NDArray[Any]:
@@ -417,7 +417,7 @@ class ColumnReader:
         rows = self.cached(chunk) if high <= self.chunk_rows else None
         if rows is None:
             return self._some(start, stop)
-        self._went_on(start, stop)
+        self.went_on(start, stop)
         copied: npt.NDArray[Any] = rows[low:high].copy()
         return copied
 
@@ -436,7 +436,7 @@ class ColumnReader:
             if not self._rent([chunk], [count], 1)[0]:
                 with suppress(CorruptionError):  # what is wanted may lie in blocks that are whole
                     rows = self.fetch(chunk)[low : low + stop - start].copy()
-                    self._went_on(start, stop)
+                    self.went_on(start, stop)
                     return rows
             at = low * self.row_nbytes - first * self.block_nbytes
             raw = np.empty((stop - start) * self.row_nbytes, np.uint8)
@@ -446,11 +446,11 @@ class ColumnReader:
                     self._decode_run(chunk, first, count, decoded)
                 raw[:] = decoded[at : at + len(raw)]
             self._context.blocks_decoded += count
-            self._went_on(start, stop)
+            self.went_on(start, stop)
             return self._view(raw)
         return self.read(np.array([start], np.int64), np.array([stop], np.int64))
 
-    def _went_on(self, start: int, stop: int) -> None:
+    def went_on(self, start: int, stop: int) -> None:
         """Note where a reader has come to; a sequential one has more decoded in the background."""
         sequential = start == self._next
         self._next = stop
@@ -474,7 +474,7 @@ class ColumnReader:
         if context.pool is None:
             return
         for number in range(first, last + 1):
-            context.cache.prepare((*self._key, number), partial(self._ahead, number))
+            context.cache.prepare((self.key, number), partial(self._ahead, number))
 
     def _ahead(self, number: int) -> Future[npt.NDArray[Any]] | None:
         pool = self._context.pool

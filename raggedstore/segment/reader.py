@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.layout import DATA, SHAPE, SPAN
@@ -36,6 +37,31 @@ class _Ragged:
     data: ColumnReader
     span: ColumnReader
     shape: ColumnReader | None  #: None of vectors, whose span says it
+    keys: tuple[Any, Any, Any]  #: of spans, shapes and data in the cache
+    found: bytes  #: what `ChunkCache.sample` finds one by; empty where it can't
+
+    @classmethod
+    def of(cls, reader: SegmentReader, name: str) -> _Ragged:
+        spec, data, span = (
+            reader.table.schema[name],
+            reader.column(name, DATA),
+            reader.column(name, SPAN),
+        )
+        shape = None if spec.is_vector else reader.column(name, SHAPE)
+        side = [span] if shape is None else [span, shape]
+        numbers = [
+            span.chunk_rows,
+            side[-1].chunk_rows,
+            data.chunk_rows,
+            data.rows,
+            data.row_nbytes,
+            spec.ndim,
+            *(-1 if size is None else size for size in spec.shape),
+        ]
+        fits = kernel.is_there() and all(column.dtype == np.dtype(np.int64) for column in side)
+        found = np.array(numbers, np.int64).tobytes() if fits else b""
+        keys = (span.key, None if shape is None else shape.key, data.key)
+        return cls(spec, data, span, shape, keys, found)
 
 
 class SegmentReader:
@@ -180,12 +206,17 @@ class SegmentReader:
 
     def one(self, name: str, position: int) -> Any:
         """The sample at `position`, of its own shape; a scalar of a field of scalars."""
-        ragged = self._ragged_of(name)
+        ragged = self._ragged.get(name) or self._ragged_of(name)
         if ragged is None:
             return self.column(name, DATA).row(position)
-        start, stop, shape = self._bounds_of_one(name, ragged, position)
+        if ragged.found:
+            got = self.context.cache.sample(ragged.keys, ragged.found, position)
+            if got is not None:
+                ragged.data.went_on(got[0], got[1])
+                return np.ndarray(got[2], ragged.data.dtype, got[3])
+        start, stop, bounds = self._bounds_of_one(name, ragged, position)
         values = ragged.data.run(start, stop)
-        return values.reshape(shape) if shape else values
+        return values.reshape(bounds) if bounds else values
 
     def _ragged_of(self, name: str) -> _Ragged | None:
         """What a sample of the field is read from; None where it is not ragged."""
@@ -193,10 +224,7 @@ class SegmentReader:
             return self._ragged[name]
         except KeyError:
             pass
-        spec, ragged = self.table.schema[name], None
-        if spec.is_ragged:
-            shape = None if spec.is_vector else self.column(name, SHAPE)
-            ragged = _Ragged(spec, self.column(name, DATA), self.column(name, SPAN), shape)
+        ragged = _Ragged.of(self, name) if self.table.schema[name].is_ragged else None
         self._ragged[name] = ragged
         return ragged
 

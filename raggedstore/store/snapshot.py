@@ -189,12 +189,18 @@ class Snapshot(Samples):
             return several.ragged(name, field, parts)
         return several.dense(name, field, parts)
 
-    @_or_removed
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
-        first = self.parts.firsts
-        number = bisect_right(first, position) - 1
-        return self.reader(number).one(name, position - first[number])
+        parts = self._parts or self.parts
+        number = bisect_right(parts.firsts, position) - 1
+        reader = parts.readers[number]
+        try:
+            if reader is None:
+                reader = self.reader(number)
+            return reader.one(name, position - parts.firsts[number])
+        except StorageError as error:
+            _check_not_removed(self.root, self.manifest.version, error)
+            raise
 
     @_or_removed
     def read_windows(

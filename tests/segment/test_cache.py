@@ -4,9 +4,11 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raggedstore import kernel
 from raggedstore.segment.cache import ChunkCache
 
 
@@ -134,7 +136,7 @@ def test_several_at_once_are_what_they_are_one_by_one(
         for number in sorted(there):
             cache.put(("a", number), chunk(10 + number))
 
-    together = caches[0].get_all(("a",), asked)
+    together = caches[0].get_all("a", asked)
     singly = [caches[1].get(("a", number)) for number in asked]
 
     assert [None if c is None else c.nbytes for c in together] == [
@@ -150,9 +152,9 @@ def test_every_one_of_several_or_none_of_them_and_then_nobody_has_asked() -> Non
     for number in (0, 1, 2):
         cache.put(("a", number), chunk(10 + number))
 
-    assert cache.get_every(("a",), range(1, 4)) is None
+    assert cache.get_every("a", range(1, 4)) is None
     assert (cache.hits, cache.misses) == (0, 0)
-    found = cache.get_every(("a",), range(2))
+    found = cache.get_every("a", range(2))
 
     assert found is not None and [c.nbytes for c in found] == [10, 11]
     assert cache.hits == 2
@@ -165,7 +167,22 @@ def test_what_is_being_prepared_is_waited_for_among_several() -> None:
     cache.prepare(("a", 1), lambda: coming)
     threading.Timer(0.05, lambda: coming.set_result(chunk(20))).start()
 
-    found = cache.get_all(("a",), [0, 1, 2])
+    found = cache.get_all("a", [0, 1, 2])
 
     assert [None if c is None else c.nbytes for c in found] == [10, 20, None]
     assert (cache.hits, cache.misses) == (2, 1)
+
+
+@pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+def test_a_sample_is_found_where_all_its_chunks_are_held_and_counts_as_asked_for() -> None:
+    cache = ChunkCache(1000)
+    keys = (("seg", "x", "span"), None, ("seg", "x", "data"))
+    found = np.array([2, 2, 4, 8, 2, 1, -1], np.int64).tobytes()
+    cache.put((keys[0], 0), np.array([[0, 3], [3, 6]], np.int64))
+    cache.put((keys[2], 0), np.arange(4, dtype=np.int16))
+    assert cache.sample(keys, found, 1) is None  # half of it
+    assert cache.hits == 0
+    cache.put((keys[2], 1), np.arange(4, 8, dtype=np.int16))
+    got = cache.sample(keys, found, 1)
+    assert got == (3, 6, (3,), bytearray(np.arange(3, 6, dtype=np.int16).tobytes()))
+    assert cache.hits == 2
