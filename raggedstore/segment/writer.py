@@ -248,7 +248,10 @@ class _FieldWriter:
     ) -> None:
         self.field = field
         columns = columns_of(field)
-        side = side_column_compression()
+        chosen = compression
+        if isinstance(chosen, str):
+            chosen = profile(chosen, field.dtype.itemsize)
+        side = side_column_compression(chosen.codec)
         self.columns = [
             _ColumnWriter(owner, name, column, compression if i == 0 else side)
             for i, column in enumerate(columns)

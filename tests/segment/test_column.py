@@ -252,3 +252,27 @@ def test_what_is_decoded_is_counted_as_chunks_where_it_is_all_of_one(
     column = column_of(*segment, 0)
     column.read(np.array([0, 25_000]), np.array([3 * 1024 + 1, 25_001]))
     assert (column._context.chunks_decoded, column._context.blocks_decoded) == (3, 2)
+
+
+def test_a_side_column_is_held_where_much_of_it_is_wanted_and_not_a_row_here_and_there(
+    tmp_path: Path,
+) -> None:
+    if not kernel.is_there():
+        pytest.skip("without the kernel its blocks are as dear as the whole")
+    count = 2**16
+    schema = rs.Schema({"x": rs.Field("u1", (None,))})
+    with ThreadPoolExecutor(1) as pool:
+        writer = SegmentWriter(tmp_path / "a.h5", schema, {"x": COMPRESSION}, pool)
+        writer.extend({"x": (np.zeros(count, "u1"), np.ones((count, 1), np.int64))}, count)
+        table = writer.seal()
+    context = ReadContext(2**24)
+    reader = SegmentReader("a", FileBytes(tmp_path / "a.h5", context.files), table, context)
+    column = reader.column("x", "data_start_and_stop")
+    order = np.random.default_rng(0).permutation(count)
+    here_and_there = order[order % 100 == 0]  # some of every block
+    rows = column.at(here_and_there)
+    np.testing.assert_array_equal(rows, here_and_there[:, None] + [0, 1])
+    column.at(here_and_there[:1])
+    assert context.cache.nbytes == 0
+    np.testing.assert_array_equal(column.at(order), order[:, None] + [0, 1])
+    assert context.cache.nbytes == count * 16
