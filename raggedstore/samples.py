@@ -63,6 +63,11 @@ class Samples(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def now(self) -> Samples:
+        """These, or what they stand for until they are refreshed."""
+        return self
+
     @abstractmethod
     def read(self, name: str, positions: Positions) -> Column:
         """The field `name` of the samples at the checked `positions`.
@@ -275,8 +280,8 @@ class FieldView:
     def __getitem__(self, key: Any) -> Any:
         """One sample's value by int; a list of values by slice, list or mask."""
         if type(key) is int or is_single(key):
-            position = as_position(key, len(self._samples))
-            value = self._samples.read_one(self.name, position)
+            samples = self._samples.now
+            value = samples.read_one(self.name, as_position(key, len(samples)))
             return value if self._is_array else present_one(self.field, value)
         positions = as_positions(key, len(self))
         return present_list(self.field, self._samples.read(self.name, positions))

@@ -18,15 +18,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
 from raggedstore import kernel
 
-__all__ = ["ChunkCache"]
+__all__ = ["ChunkCache", "Finder"]
 
 Chunk = npt.NDArray[Any]  # its rows
+Finder = Callable[[int], tuple[int, int, tuple[int, ...], bytearray] | None]
 
 #: What was rented is remembered for so many times as many chunks as the budget holds.
 _REMEMBERED = 2
@@ -116,26 +118,23 @@ class ChunkCache:
             self.hits += len(keys)
         return found
 
-    def sample(
-        self, columns: tuple[Any, Any, Any], found: bytes, position: int
-    ) -> tuple[int, int, tuple[int, ...], bytearray] | None:
-        """One sample, where this is compiled: its start and stop, its shape, its values' bytes.
+    def finder(self, span: Any, shape: Any, data: Any, found: bytes) -> Finder | None:
+        """What finds a sample by its position, where this is compiled.
 
-        None where not all of its chunks are held, or what side columns say is unusual in any way.
+        It gives the sample's start and stop in data, its shape, and its values as raw bytes; None
+        where not all of its chunks are held, or what side columns say is unusual in any way.
 
         Parameters
         ----------
-        columns
-            Of its spans, its shapes or None, and its data.
+        span, shape, data
+            The columns; `shape` may be None.
         found
             int64s: the rows in a chunk of each, the values in data and the bytes of one, and the
             dimensions, -1 where they are of any size.
         """
-        got: tuple[int, int, tuple[int, ...], bytearray] | None
-        got = kernel.compiled().sample(self._chunks, *columns, found, position)
-        if got is not None:
-            self.hits += 2
-        return got
+        if not kernel.is_there():
+            return None
+        return partial(kernel.compiled().sample, self._chunks, span, shape, data, found)
 
     def put(self, key: Any, chunk: Chunk) -> None:
         """Hold the chunk, unless it alone is over the budget."""
@@ -205,6 +204,12 @@ class ChunkCache:
             self._chunks.clear()
             self._rented.clear()
             self.nbytes = 0
+
+    def after_fork(self) -> None:
+        """Begin anew: a thread that the child doesn't have may have held the lock."""
+        self._lock = threading.Lock()
+        self._pending.clear()
+        self.clear()
 
     def __repr__(self) -> str:
         return (

@@ -88,7 +88,7 @@ class ReadContext:
         """Make the locks new: one may have been held by a thread that the child doesn't have."""
         self.lock = threading.Lock()
         self._pool, self._pool_pid = None, 0
-        self.cache = ChunkCache(self.budget)
+        self.cache.after_fork()
         self.files.after_fork()
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import kernel
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.layout import DATA, SHAPE, SPAN
 from raggedstore.schema import Field
+from raggedstore.segment.cache import Finder
 from raggedstore.segment.column import ColumnReader
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
@@ -37,8 +37,7 @@ class _Ragged:
     data: ColumnReader
     span: ColumnReader
     shape: ColumnReader | None  #: None of vectors, whose span says it
-    keys: tuple[Any, Any, Any]  #: of spans, shapes and data in the cache
-    found: bytes  #: what `ChunkCache.sample` finds one by; empty where it can't
+    find: Finder | None  #: finds one whose chunks are in the cache
 
     @classmethod
     def of(cls, reader: SegmentReader, name: str) -> _Ragged:
@@ -58,10 +57,11 @@ class _Ragged:
             spec.ndim,
             *(-1 if size is None else size for size in spec.shape),
         ]
-        fits = kernel.is_there() and all(column.dtype == np.dtype(np.int64) for column in side)
-        found = np.array(numbers, np.int64).tobytes() if fits else b""
-        keys = (span.key, None if shape is None else shape.key, data.key)
-        return cls(spec, data, span, shape, keys, found)
+        find = None
+        if all(column.dtype == np.dtype(np.int64) for column in side):
+            keys = (span.key, None if shape is None else shape.key, data.key)
+            find = reader.context.cache.finder(*keys, np.array(numbers, np.int64).tobytes())
+        return cls(spec, data, span, shape, find)
 
 
 class SegmentReader:
@@ -209,11 +209,11 @@ class SegmentReader:
         ragged = self._ragged.get(name) or self._ragged_of(name)
         if ragged is None:
             return self.column(name, DATA).row(position)
-        if ragged.found:
-            got = self.context.cache.sample(ragged.keys, ragged.found, position)
-            if got is not None:
-                ragged.data.went_on(got[0], got[1])
-                return np.ndarray(got[2], ragged.data.dtype, got[3])
+        got = None if ragged.find is None else ragged.find(position)
+        if got is not None:
+            self.context.cache.hits += 2
+            ragged.data.went_on(got[0], got[1])
+            return np.ndarray(got[2], ragged.data.dtype, got[3])
         start, stop, bounds = self._bounds_of_one(name, ragged, position)
         values = ragged.data.run(start, stop)
         return values.reshape(bounds) if bounds else values

@@ -232,6 +232,10 @@ class Store(Samples):
     def __len__(self) -> int:
         return len(self._snapshot)
 
+    @property
+    def now(self) -> Snapshot:
+        return self._snapshot
+
     def read(self, name: str, positions: Positions) -> Column:
         return self._snapshot.read(name, positions)
 

@@ -176,15 +176,15 @@ def test_what_is_being_prepared_is_waited_for_among_several() -> None:
 
 
 @pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
-def test_a_sample_is_found_where_all_its_chunks_are_held_and_counts_as_asked_for() -> None:
+def test_a_sample_is_found_where_all_its_chunks_are_held() -> None:
     cache = ChunkCache(1000)
-    keys = (("seg", "x", "span"), None, ("seg", "x", "data"))
     found = np.array([2, 2, 4, 8, 2, 1, -1], np.int64).tobytes()
-    cache.put((keys[0], 0), np.array([[0, 3], [3, 6]], np.int64))
-    cache.put((keys[2], 0), np.arange(4, dtype=np.int16))
-    assert cache.sample(keys, found, 1) is None  # half of it
-    assert cache.hits == 0
-    cache.put((keys[2], 1), np.arange(4, 8, dtype=np.int16))
-    got = cache.sample(keys, found, 1)
-    assert got == (3, 6, (3,), bytearray(np.arange(3, 6, dtype=np.int16).tobytes()))
-    assert cache.hits == 2
+    find = cache.finder("span", None, "data", found)
+    assert find is not None and find(1) is None
+    cache.put(("span", 0), np.array([[0, 3], [3, 6]], np.int64))
+    cache.put(("data", 0), np.arange(4, dtype=np.int16))
+    assert find(1) is None  # half of it
+    cache.put(("data", 1), np.arange(4, 8, dtype=np.int16))
+    assert find(1) == (3, 6, (3,), bytearray(np.arange(3, 6, dtype=np.int16).tobytes()))
+    cache.clear()
+    assert find(1) is None
