@@ -31,6 +31,7 @@ from raggedstore.units import format_bytes
 __all__ = [
     "Compression",
     "check_frame",
+    "compressed_size",
     "decode_blosc",
     "decode_frame",
     "encode_frame",
@@ -248,6 +249,16 @@ def encode_frame(
         if not np.array_equal(back, data):
             raise CorruptionError("a chunk did not decode to what was encoded; nothing is written")
     return frame
+
+
+def compressed_size(
+    raw: npt.NDArray[Any], itemsize: int, row_nbytes: int, compression: Compression
+) -> int:
+    """Bytes of a chunk as `encode_frame` would make it, without what a frame puts around it."""
+    data = raw.reshape(-1).view(np.uint8)
+    with no_fork():
+        params = compression.params(itemsize, row_nbytes, data.nbytes)
+        return len(blosc2.compress2(data, cparams=params))
 
 
 def check_frame(frame: memoryview) -> None:

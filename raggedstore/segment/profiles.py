@@ -8,6 +8,7 @@ decide, never times, so the same data gets the same choice on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
-from raggedstore.segment.codec import Compression, encode_frame
+from raggedstore.segment.codec import Compression, compressed_size
 
 __all__ = ["ENOUGH", "PROFILES", "check_profile", "choose", "profile"]
 
@@ -77,7 +78,13 @@ def profile(name: str, itemsize: int) -> Compression:
     return (_CANDIDATES if itemsize > 1 else _BYTE_CANDIDATES)[check_profile(name)][0].compression
 
 
-def choose(name: str, raw: npt.NDArray[Any], itemsize: int, row_nbytes: int) -> Compression:
+def choose(
+    name: str,
+    raw: npt.NDArray[Any],
+    itemsize: int,
+    row_nbytes: int,
+    apply: Callable[..., Iterable[float]] = map,
+) -> Compression:
     """The compression that the profile `name` picks for data like `raw`.
 
     Parameters
@@ -87,6 +94,8 @@ def choose(name: str, raw: npt.NDArray[Any], itemsize: int, row_nbytes: int) -> 
         than `ENOUGH` bytes not at all.
     itemsize, row_nbytes
         Bytes of one value and of one row.
+    apply
+        As `map`: by a pool's, the candidates are tried at once.
     """
     first = profile(name, itemsize)
     rows_of = first.chunk_rows(row_nbytes, itemsize)
@@ -103,7 +112,8 @@ def choose(name: str, raw: npt.NDArray[Any], itemsize: int, row_nbytes: int) -> 
     def cost(candidate: _Candidate) -> float:
         block = candidate.compression.chunk_rows(row_nbytes, itemsize)[1]
         part = rows[: max(len(rows) // block, 1) * block]  # whole blocks, as chunks are
-        frame = encode_frame(part, itemsize, row_nbytes, candidate.compression)
-        return len(frame) / part.nbytes + candidate.handicap
+        size = compressed_size(part, itemsize, row_nbytes, candidate.compression)
+        return size / part.nbytes + candidate.handicap
 
-    return min(tried, key=cost).compression
+    costs = list(apply(cost, tried))
+    return tried[costs.index(min(costs))].compression

@@ -129,8 +129,8 @@ class _ColumnWriter:
     def _empty(self, rows: int) -> npt.NDArray[Any]:
         return np.empty((rows, *self.column.row_shape), self.column.dtype)
 
-    def write(self, rows: npt.NDArray[Any]) -> None:
-        """Append rows; they are copied."""
+    def write(self, rows: npt.NDArray[Any], *, given: bool = False) -> None:
+        """Append rows, copied where they may change once this returns: those not `given` away."""
         count = len(rows)
         staged = self._staged
         self.rows += count
@@ -138,8 +138,15 @@ class _ColumnWriter:
             self._stage[staged : staged + count] = rows
             self._staged = staged + count
             return
-        done = 0
+        done, whole = 0, self._chunk_rows
+        as_it_is = rows.dtype == self._stage.dtype and rows.flags.c_contiguous
         while done < count:
+            # The chunks before the last few will be encoded when this returns: no copy is needed.
+            few = 0 if given else self._owner.in_flight
+            if as_it_is and not self._staged and count - done >= (few + 1) * whole:
+                self._emit(rows[done : done + whole])
+                done += whole
+                continue
             if self._staged == len(self._stage):
                 grown = self._empty(min(2 * len(self._stage), self._chunk_rows))
                 grown[: self._staged] = self._stage
@@ -148,20 +155,20 @@ class _ColumnWriter:
             self._stage[self._staged : self._staged + take] = rows[done : done + take]
             self._staged += take
             done += take
-            if self._staged == self._chunk_rows:
-                self._emit()
+            if self._staged == whole:
+                chunk, self._stage, self._staged = self._stage, self._empty(whole), 0
+                self._emit(chunk)
 
-    def _choose(self) -> None:
+    def _choose(self, rows: npt.NDArray[Any]) -> None:
         """Try the profile on the first chunk, unless that is too short to tell anything."""
-        staged = self._stage[: self._staged]
-        if isinstance(self.compression, str) and staged.nbytes >= ENOUGH:
-            itemsize = self.column.dtype.itemsize
-            self.compression = choose(self.compression, staged, itemsize, self._row)
+        if isinstance(self.compression, str) and rows.nbytes >= ENOUGH:
+            itemsize, pool = self.column.dtype.itemsize, self._owner.pool
+            self.compression = choose(self.compression, rows, itemsize, self._row, pool.map)
             self._compression = self.compression
 
-    def _emit(self) -> None:
-        self._choose()
-        chunk, self._stage, self._staged = self._stage, self._empty(self._chunk_rows), 0
+    def _emit(self, chunk: npt.NDArray[Any], rows: int | None = None) -> None:
+        """Have a chunk encoded, whose first `rows` are data."""
+        self._choose(chunk[:rows])
         self._pending.append(
             self._owner.pool.submit(_encode, chunk, self.column, self._compression)
         )
@@ -212,8 +219,7 @@ class _ColumnWriter:
             last = self._empty(self._chunk_rows)
             last[: self._staged] = self._stage[: self._staged]
             last[self._staged :] = 0
-            self._stage = last
-            self._emit()
+            self._emit(last, self._staged)
         while self._pending:
             self._put(self._pending.popleft().result())
         with hdf5_lock, hdf5_errors(self._owner.path):
@@ -288,7 +294,9 @@ class _FieldWriter:
     def _write_side(self, shapes: npt.NDArray[np.int64]) -> None:
         offsets = offsets_of(shapes.prod(axis=1)) + self._stop
         self._stop = int(offsets[-1])
-        self.columns[1].write(np.stack([offsets[:-1], offsets[1:]], axis=1))
+        spans = np.empty((len(shapes), 2), np.int64)
+        spans[:, 0], spans[:, 1] = offsets[:-1], offsets[1:]
+        self.columns[1].write(spans, given=True)
         self.columns[2].write(shapes)
 
     def finish(self) -> None:

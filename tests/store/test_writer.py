@@ -383,3 +383,21 @@ def test_a_writer_that_fails_leaves_what_it_adopted_to_vacuum(store: rs.Store) -
 
     assert rs.open(store.path)["label"][:] == [1] and store.verify().ok
     assert {path.name for path in store.vacuum()} == {other.entries[0].file, other.entries[0].index}
+
+
+@pytest.mark.parametrize("profile", ["fast", "small"])
+def test_arrays_of_many_chunks_are_the_callers_again_once_they_are_taken(
+    tmp_path: Path, profile: str
+) -> None:
+    values = np.random.default_rng(0).integers(0, 50, 3_000_000).astype("i2")  # 12 chunks
+    offsets, taken = np.arange(0, len(values) + 1, 1000), values.copy()
+    with (
+        rs.create(tmp_path / "s", {"x": rs.Field("i2", (None,))}, profile=profile) as store,
+        store.writer() as writer,
+    ):
+        writer.extend_batch({"x": rs.RaggedBatch(taken, offsets)})
+        taken[:] = -1
+        writer.extend_batch({"x": rs.RaggedBatch(values[::-1], offsets)})
+    with rs.open(tmp_path / "s") as store:
+        read = store["x"].batch(slice(None)).values
+    np.testing.assert_array_equal(read, np.concatenate([values, values[::-1]]))
