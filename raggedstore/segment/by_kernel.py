@@ -31,6 +31,8 @@ Bytes = npt.NDArray[np.uint8]
 
 #: Bytes to copy from chunks in the cache that make a task of their own.
 _COPIES = 2**19
+#: One in so many of many ranges is looked at first.
+_EVERY = 32
 #: Ranges that have so small a part of a block, on average, are little.
 _LITTLE = 64
 #: Of a side column's chunk, less than this part is rows here and there.
@@ -133,10 +135,12 @@ def copy_whole(
     room for them, or a chunk is damaged.
     """
     total, numbers = int((stops - starts).sum()), _reach(starts, stops, source)
+    reached = len(numbers) * source.chunk_rows * source.row_nbytes
     if (
         not numbers
-        or len(numbers) * source.chunk_rows * source.row_nbytes > source.room
-        or 2 * total < len(numbers) * source.chunk_rows
+        or reached > source.room
+        or 2 * reached > len(starts) * source.block_nbytes
+        or (source.is_side and 2 * total < len(numbers) * source.chunk_rows)
         or _LITTLE * total * source.row_nbytes > len(starts) * source.block_nbytes
         or 2 * np.count_nonzero(starts[1:] == stops[:-1]) > len(starts)
         or not _reach_all(starts, stops, numbers, source.chunk_rows)
@@ -169,6 +173,8 @@ def _reach(starts: Int64s, stops: Int64s | None, source: ChunkSource) -> range:
 
 def _reach_all(starts: Int64s, stops: Int64s, chunks: range, rows: int) -> bool:
     """Whether some range begins or ends in each of the `chunks` of `rows` rows."""
+    if len(starts) > _EVERY**2 and _reach_all(starts[::_EVERY], stops[::_EVERY], chunks, rows):
+        return True
     full = stops > starts
     reached = np.zeros(len(chunks), np.bool_)
     reached[starts[full] // rows - chunks.start] = True

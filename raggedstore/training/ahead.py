@@ -51,7 +51,7 @@ class Ahead(Generic[T]):
     jobs
         Asked for the next job, and closed at the end, by one thread at a time.
     count
-        Results to be made or ready besides the one that the taker has.
+        Results to be made or ready besides the one that the taker has, and one that it makes.
     limit
         Bytes of all results, with the one that the taker has; one result that is larger is made
         when there is no other.
@@ -62,8 +62,8 @@ class Ahead(Generic[T]):
     """
 
     def __init__(self, jobs: Jobs[T], *, count: int, limit: int, threads: int = 1) -> None:
-        self._work = _Work(jobs, count + 1, limit)
         self._helps = threads > 1
+        self._work = _Work(jobs, count + 1 + self._helps, limit)
         self._wanted = 0  # the number of the result that comes next
         self._early: dict[int, Any] = {}  # results that are made before their turn
         self._holds = self._over = False

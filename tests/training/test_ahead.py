@@ -189,6 +189,23 @@ def test_the_taker_makes_the_first_result_and_then_what_nobody_has_begun() -> No
     ahead.close()
 
 
+def test_what_the_taker_makes_takes_no_place_from_what_is_made_ahead() -> None:
+    begun = [threading.Event() for _ in range(4)]
+    waits_for = {1: 2, 2: 3}
+
+    def make(i: int) -> int:
+        begun[i].set()
+        if i in waits_for:
+            assert begun[waits_for[i]].wait(10)
+        return i
+
+    ahead = Ahead(((1, partial(make, i)) for i in range(4)), count=1, limit=100, threads=2)
+    assert next(ahead) == 0
+    assert begun[1].wait(10)  # by the thread, so that the taker makes 2, and 3 comes meanwhile
+    assert list(ahead) == [1, 2, 3]
+    ahead.close()
+
+
 def test_an_interrupt_of_the_taker_does_not_wait_for_its_turn() -> None:
     main = threading.main_thread()
     slow = threading.Event()
