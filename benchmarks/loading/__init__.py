@@ -32,6 +32,8 @@ def _all() -> list[Loading]:
         Direct("fast", "permuted", careful=True),
         Direct("balanced", "shuffled", careful=False),
         Direct("balanced", "permuted", careful=False),
+        Direct("uncompressed", "shuffled", careful=True),
+        Direct("uncompressed", "permuted", careful=True),
         ThroughLoaderDataset("fast", careful=False),
         ThroughLoaderDataset("fast", careful=True),
         ThroughMapDataset("fast", careful=False),

@@ -32,6 +32,7 @@ class Raggedstore(Loading):
         self.storage = f"raggedstore {profile}"
         self.name = f"{self.storage}, {way}, {'careful' if careful else 'plain'}"
         self._profile, self._careful = profile, careful
+        self.compressed = Ours(profile).compressed
 
     def write(self, folder: Path, corpus: Corpus) -> None:
         Ours(self._profile).write(folder, corpus)

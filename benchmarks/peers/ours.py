@@ -11,6 +11,10 @@ from benchmarks.peers.base import Array, Batch, Flat, Int64s, Peer, Reader
 from raggedstore.training import FixedSize, Loader, Order, Sequential, Shuffled
 
 
+#: What is no profile.
+OTHERS = {"uncompressed": rs.Compression("lz4", 0, ())}
+
+
 class Ours(Peer):
     """A store of one ragged field."""
 
@@ -19,7 +23,8 @@ class Ours(Peer):
 
     def __init__(self, profile: str) -> None:
         self.name = f"raggedstore {profile}"
-        self.profile = profile
+        self.compressed = profile not in OTHERS
+        self.profile: str | rs.Compression = OTHERS.get(profile, profile)
 
     def create(self, folder: Path, like: Corpus) -> rs.Store:
         """An empty store of samples like those of a corpus."""
