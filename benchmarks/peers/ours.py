@@ -10,7 +10,6 @@ from benchmarks.corpora import Corpus
 from benchmarks.peers.base import Array, Batch, Flat, Int64s, Peer, Reader
 from raggedstore.training import FixedSize, Loader, Order, Sequential, Shuffled
 
-
 #: What is no profile.
 OTHERS = {"uncompressed": rs.Compression("lz4", 0, ())}
 
