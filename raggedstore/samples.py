@@ -64,7 +64,7 @@ class Samples(ABC):
     def __len__(self) -> int: ...
 
     @property
-    def now(self) -> Samples:
+    def _now(self) -> Samples:
         """These, or what they stand for until they are refreshed."""
         return self
 
@@ -280,7 +280,7 @@ class FieldView:
     def __getitem__(self, key: Any) -> Any:
         """One sample's value by int; a list of values by slice, list or mask."""
         if type(key) is int or is_single(key):
-            samples = self._samples.now
+            samples = self._samples._now
             value = samples.read_one(self.name, as_position(key, len(samples)))
             return value if self._is_array else present_one(self.field, value)
         positions = as_positions(key, len(self))

@@ -59,7 +59,7 @@ class ChunkCache:
         One that is being prepared is waited for; where that fails, it is not held.
         """
         chunk = self._chunks.get(key)
-        if chunk is not None:  # no lock: each of these steps is one, and all is well between them
+        if chunk is not None:  # no lock: between these steps all is well, but for a hit not counted
             self.hits += 1
             try:  # noqa: SIM105 - suppress takes as long as all the rest
                 self._chunks.move_to_end(key)

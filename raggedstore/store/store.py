@@ -233,7 +233,7 @@ class Store(Samples):
         return len(self._snapshot)
 
     @property
-    def now(self) -> Snapshot:
+    def _now(self) -> Snapshot:
         return self._snapshot
 
     def read(self, name: str, positions: Positions) -> Column:

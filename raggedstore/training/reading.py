@@ -61,8 +61,9 @@ READ_BYTES = 2**23
 _ABREAST = 2
 
 #: What is read of large samples at a time where a window's are mixed: more, and less is decoded
-#: twice, but so much that three reads are in memory.
-MIXED_BYTES = 2**26
+#: twice, but so much that three reads are in memory. More than this is not kept for the next read
+#: once it is dropped (segment/memory.py), and new memory costs what is gained.
+MIXED_BYTES = 2**25
 
 #: A read of more batches leaves it to the loop to cut them.
 _MANY = 16

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import raggedstore as rs
 from raggedstore.segment import codec
-from raggedstore.segment.codec import decode_frame, encode_frame
+from raggedstore.segment.codec import compressed_size, decode_frame, encode_frame
 from raggedstore.segment.profiles import PROFILES, profile
 from tests.strategies import DTYPES
 
@@ -117,3 +117,13 @@ def test_a_frame_of_another_size_is_refused() -> None:
 def test_compressions_that_are_not_written_are_refused(wrong: dict) -> None:
     with pytest.raises(rs.UsageError):
         rs.Compression(**wrong)
+
+
+@pytest.mark.parametrize("compression", [rs.Compression("lz4", 9), rs.Compression("zstd", 1)])
+def test_the_compressed_size_is_that_of_the_chunk_in_the_frame(compression: rs.Compression) -> None:
+    around = set()
+    for seed in range(3):
+        data = np.random.default_rng(seed).integers(0, 5 + seed, 2**16).astype("i2")
+        frame = encode_frame(data, 2, 2, compression)
+        around.add(len(frame) - compressed_size(data, 2, 2, compression))
+    assert len(around) == 1  # the same whatever is in it
