@@ -81,9 +81,8 @@ def digest_of(data: bytes | FileBytes) -> str:
 def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
     """Steps 1 to 3: finish a segment and give it its final name; the manifest's entry for it."""
     table = writer.seal()
-    # The disk is asked for the index while it is busy with the file.
     digest = writer.pool.submit(digest_of, FileBytes(writer.path, OpenFiles()))
-    synced = writer.pool.submit(files.sync_file, writer.path)
+    files.sync_file(writer.path)  # meanwhile
     name = uuid.uuid4().hex
     folder = segments_folder(root)
     index = table.dumps()
@@ -92,7 +91,6 @@ def seal_segment(writer: SegmentWriter, root: Path) -> SegmentEntry:
     temporary_index = folder / f"{files.TEMPORARY}{name}.idx"
     try:
         files.write_file(temporary_index, index)
-        synced.result()
         files.rename(temporary_index, folder / f"{name}.idx")
     except BaseException:
         with suppress(OSError):
