@@ -18,7 +18,7 @@ from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.layout import DATA, SHAPE, SPAN
 from raggedstore.schema import Field
-from raggedstore.segment.cache import Finder
+from raggedstore.segment.cache import ChunkCache, Finder
 from raggedstore.segment.column import ColumnReader
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
@@ -41,27 +41,28 @@ class _Ragged:
 
     @classmethod
     def of(cls, reader: SegmentReader, name: str) -> _Ragged:
-        spec, data, span = (
-            reader.table.schema[name],
-            reader.column(name, DATA),
-            reader.column(name, SPAN),
-        )
+        """That of the field `name` of a segment."""
+        spec, data = reader.table.schema[name], reader.column(name, DATA)
+        span = reader.column(name, SPAN)
         shape = None if spec.is_vector else reader.column(name, SHAPE)
-        side = [span] if shape is None else [span, shape]
-        numbers = [
-            span.chunk_rows,
-            side[-1].chunk_rows,
-            data.chunk_rows,
-            data.rows,
-            data.row_nbytes,
-            spec.ndim,
-            *(-1 if size is None else size for size in spec.shape),
-        ]
-        find = None
-        if all(column.dtype == np.dtype(np.int64) for column in side):
-            keys = (span.key, None if shape is None else shape.key, data.key)
-            find = reader.context.cache.finder(*keys, np.array(numbers, np.int64).tobytes())
-        return cls(spec, data, span, shape, find)
+        return cls(spec, data, span, shape, _finder(reader.context.cache, spec, data, span, shape))
+
+
+def _finder(
+    cache: ChunkCache,
+    spec: Field,
+    data: ColumnReader,
+    span: ColumnReader,
+    shape: ColumnReader | None,
+) -> Finder | None:
+    """What finds a sample in the cache; None of side columns that are no int64s, as ours are."""
+    last = span if shape is None else shape
+    if not span.dtype == last.dtype == np.dtype(np.int64):
+        return None
+    dims = [-1 if size is None else size for size in spec.shape]
+    numbers = [span.chunk_rows, last.chunk_rows, data.chunk_rows, data.rows, data.row_nbytes]
+    found = np.array([*numbers, spec.ndim, *dims], np.int64).tobytes()
+    return cache.finder(span.key, None if shape is None else shape.key, data.key, found)
 
 
 class SegmentReader:
@@ -206,7 +207,7 @@ class SegmentReader:
 
     def one(self, name: str, position: int) -> Any:
         """The sample at `position`, of its own shape; a scalar of a field of scalars."""
-        ragged = self._ragged.get(name) or self._ragged_of(name)
+        ragged = self._ragged_of(name)
         if ragged is None:
             return self.column(name, DATA).row(position)
         got = None if ragged.find is None else ragged.find(position)

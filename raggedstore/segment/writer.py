@@ -130,7 +130,7 @@ class _ColumnWriter:
         return np.empty((rows, *self.column.row_shape), self.column.dtype)
 
     def write(self, rows: npt.NDArray[Any], *, given: bool = False) -> None:
-        """Append rows, copied where they may change once this returns: those not `given` away."""
+        """Append rows; with `given` nobody changes them any more, and they need not be copied."""
         count = len(rows)
         staged = self._staged
         self.rows += count
@@ -140,15 +140,15 @@ class _ColumnWriter:
             return
         done, whole = 0, self._chunk_rows
         as_it_is = rows.dtype == self._stage.dtype and rows.flags.c_contiguous
+        # The chunks before the last few will be encoded when this returns: no copy is needed.
+        few = 0 if given else self._owner.in_flight
         while done < count:
-            # The chunks before the last few will be encoded when this returns: no copy is needed.
-            few = 0 if given else self._owner.in_flight
             if as_it_is and not self._staged and count - done >= (few + 1) * whole:
                 self._emit(rows[done : done + whole])
                 done += whole
                 continue
             if self._staged == len(self._stage):
-                grown = self._empty(min(2 * len(self._stage), self._chunk_rows))
+                grown = self._empty(min(2 * len(self._stage), whole))
                 grown[: self._staged] = self._stage
                 self._stage = grown
             take = min(len(self._stage) - self._staged, count - done)

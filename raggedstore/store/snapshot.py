@@ -194,7 +194,7 @@ class Snapshot(Samples):
         parts = self._parts or self.parts
         number = bisect_right(parts.firsts, position) - 1
         reader = parts.readers[number]
-        try:
+        try:  # as `_or_removed`, whose wrapping would take a tenth of what is to be done here
             if reader is None:
                 reader = self.reader(number)
             return reader.one(name, position - parts.firsts[number])
