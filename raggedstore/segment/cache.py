@@ -8,8 +8,8 @@ as decoding the chunk whole, which is then done and kept. It never costs more th
 knowing the future would. While the cache has room, and nothing need be dropped for it, a quarter of
 that is enough. Where blocks go from the file to their places by the compiled kernel, to hold a
 chunk costs several times what its blocks do, since memory for it must be found and cleared: such
-readers are more patient. The first read of a side column is free, being that of a plan: it takes
-some of every chunk, a loop waits for it, and the next one takes few of them.
+readers are more patient. The first read of a large side column is free, being that of a plan: it
+takes some of every chunk, a loop waits for it, and the next one takes few of them.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ _PATIENCE = 8
 #: the kernel that is so of little ones too, and what is read ahead is copied once more.
 _AHEAD_BELOW = 2**22
 _AHEAD_SMALL = 2**17
+#: A side column that takes less than one in so many bytes of the cache is small.
+_SMALL = 8
 
 
 class ColumnReader:
@@ -201,7 +203,9 @@ class ColumnReader:
             for number, count in zip(numbers, blocks, strict=True)
         ]
         whole = self.chunk_rows * self.row_nbytes
-        return self._context.cache.rent(wanted, whole, first=self.is_side, patience=patience)
+        # Of a side column that takes little of the cache, the next read will want what this does.
+        first = self.is_side and _SMALL * self.dataset.rows * self.row_nbytes > self._context.budget
+        return self._context.cache.rent(wanted, whole, first=first, patience=patience)
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:
         """Decode blocks, numbered through all chunks and ascending, into `out`."""

@@ -22,7 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 
 #: Bytes that are worth it, that an array may have that is kept, and that are kept in all.
 _LEAST, _MOST, _KEPT = 2**20, 2**25, 3 * 2**24
-_PAGE = 2**21  # bytes of a large page, so that what differs a little is of one size
+_PAGE = 2**21  # bytes of a large page
 
 #: What nobody uses, the oldest first, by identity. To add and to take is one step each, which no
 #: other thread nor garbage collection comes between.
@@ -52,7 +52,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     memory = _taken(nbytes)
     if memory is None:
         _drop_oldest()  # which did not fit: together they are not to become more
-        memory = _new(-(-nbytes // _PAGE) * _PAGE)
+        # By quarters, so that the next, of nearly the same size, fits. What is not used of it is
+        # only addresses.
+        step = max(_PAGE, 1 << (nbytes.bit_length() - 2))
+        memory = _new(-(-nbytes // step) * step)
     owner: Any = _Lease(memory)
     return np.asarray(owner)[:nbytes].view(dtype).reshape(shape)
 

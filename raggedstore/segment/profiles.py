@@ -22,7 +22,8 @@ __all__ = ["ENOUGH", "PROFILES", "check_profile", "choose", "profile"]
 
 #: Fewer raw bytes than this show too little to choose by.
 ENOUGH = 2**16
-_TRIED = 2**19
+#: Of the first so many bytes one block in so many is tried, as long as that is enough.
+_TRIED, _EVERY = 2**19, 4
 
 _FAST = Compression("lz4", 9, ())
 _BALANCED = Compression("zstd", 1, ())
@@ -90,8 +91,8 @@ def choose(
     Parameters
     ----------
     raw
-        C-contiguous: the first rows of the field; at most 512 KiB of them are tried, and fewer
-        than `ENOUGH` bytes not at all.
+        C-contiguous: the first rows of the field; blocks from all over the first 512 KiB are tried,
+        and fewer than `ENOUGH` bytes not at all.
     itemsize, row_nbytes
         Bytes of one value and of one row.
     apply
@@ -112,6 +113,8 @@ def choose(
     def cost(candidate: _Candidate) -> float:
         block = candidate.compression.chunk_rows(row_nbytes, itemsize)[1]
         part = rows[: max(len(rows) // block, 1) * block]  # whole blocks, as chunks are
+        if part.nbytes >= _EVERY * ENOUGH:  # blocks know nothing of one another
+            part = part.reshape(-1, block, row_nbytes)[::_EVERY].reshape(-1, row_nbytes)
         size = compressed_size(part, itemsize, row_nbytes, candidate.compression)
         return size / part.nbytes + candidate.handicap
 

@@ -61,9 +61,9 @@ READ_BYTES = 2**23
 _ABREAST = 2
 
 #: What is read of large samples at a time where a window's are mixed: more, and less is decoded
-#: twice, but so much that three reads are in memory. More than this is not kept for the next read
-#: once it is dropped (segment/memory.py), and new memory costs what is gained.
-MIXED_BYTES = 2**25
+#: twice, but four reads may be in memory, of which two are kept for the next (segment/memory.py):
+#: new memory costs what is gained.
+MIXED_BYTES = 3 * 2**23
 
 #: A read of more batches leaves it to the loop to cut them.
 _MANY = 16
@@ -115,7 +115,7 @@ class Budget:
         read = min(READ_BYTES, ready // (ahead + 1))
         if mixed:
             read = min(mixed, ready * 9 // 20)
-        return cls(ready, total - ready, read, ahead)
+        return cls(ready, total - ready if windowed else 0, read, ahead)
 
 
 def results(
@@ -553,12 +553,19 @@ def _needed(picks: Picks) -> tuple[Int64s, Int64s]:
 
 
 def _parts(batches: Batches, each: Int64s, pace: Pace) -> Iterator[tuple[int, int]]:
-    """Cut into runs of batches, of one at least, whose samples of `each` bytes keep to `pace`."""
+    """Cut into runs of batches, of one at least, whose samples of `each` bytes keep to `pace`.
+
+    As few as may be, and about as large as one another: so they are read into the same memory.
+    """
     bytes_to = offsets_of(each)[batches.edges]
     start = 0
     while start < len(batches):
-        bounds = bytes_to[start] + np.array([pace.room, pace.soon])
+        left = int(bytes_to[-1] - bytes_to[start])
+        room = max(pace.room, 1)
+        even = math.ceil(left / max(-(-left // room), 1))
+        bounds = bytes_to[start] + np.array([room, pace.soon])
         fit, soon = (np.searchsorted(bytes_to, bounds, "right") - 1).tolist()
-        stop = max(min(fit, max(soon, start + pace.at_once)), start + 1)
+        enough = int(np.searchsorted(bytes_to, bytes_to[start] + even))
+        stop = max(min(fit, enough, max(soon, start + pace.at_once)), start + 1)
         yield start, stop
         start = stop
