@@ -9,7 +9,8 @@ knowing the future would. While the cache has room, and nothing need be dropped 
 that is enough. Where blocks go from the file to their places by the compiled kernel, to hold a
 chunk costs several times what its blocks do, since memory for it must be found and cleared: such
 readers are more patient. The first read of a large side column is free, being that of a plan: it
-takes some of every chunk, a loop waits for it, and the next one takes few of them.
+takes some of every chunk, a loop waits for it, and the next one takes few of them; and where that
+takes as many, since two units are planned, the room there is makes no difference.
 """
 
 from __future__ import annotations
@@ -177,15 +178,15 @@ class ChunkCache:
         """Of each chunk of `whole` bytes whether to decode a part of it, and not to hold it whole.
 
         `wanted` are their keys, and the bytes of each part. With `first` it is so the first time,
-        whatever it costs, and that is not counted. `patience` is how many times as dear as its
-        blocks' decoding it is to hold a chunk.
+        whatever it costs, which is not counted, and room makes no difference. `patience` is how
+        many times as dear as its blocks' decoding it is to hold a chunk.
         """
         if whole > self.budget:
             return [True for _ in wanted]
         rented, answers = self._rented, []
         with self._lock:
             most = patience * whole
-            if self.nbytes + whole <= self.budget:
+            if self.nbytes + whole <= self.budget and not first:
                 most //= 4
             for key, nbytes in wanted:
                 before = rented.pop(key, None)

@@ -20,8 +20,9 @@ __all__ = ["empty"]
 
 Bytes = npt.NDArray[np.uint8]
 
-#: Bytes that are worth it, that an array may have that is kept, and that are kept in all.
-_LEAST, _MOST, _KEPT = 2**20, 2**25, 3 * 2**24
+#: Bytes that are worth it, that an array may have that is kept, and that are kept in all: four of
+#: the largest reads (training/reading.py). It never comes to more than was in use at a time.
+_LEAST, _MOST, _KEPT = 2**20, 2**25, 3 * 2**25
 _PAGE = 2**21  # bytes of a large page
 
 #: What nobody uses, the oldest first, by identity. To add and to take is one step each, which no

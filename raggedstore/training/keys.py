@@ -133,17 +133,12 @@ class Keys:
 
     def _ranked(self, n: int, number: int, split: int) -> tuple[Int64s, Int64s]:
         """The numbers of a part, and their keys, both in the order of the keys."""
-        found, keys = self._of_level_0(n, number, split)
-        numbers, ranked = [found], [keys]
-        level = self._exact
-        while 2**level < n:
-            found, keys = self._of_level(level, n, number, split)
-            numbers.append(found)
-            ranked.append(keys)
-            level += 1
-        keys = np.concatenate(ranked)
+        found = [self._of_level_0(n, number, split)]
+        if 2**self._exact < n:
+            found.append(self._of_levels(n, number, split))
+        numbers, keys = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = stable_order(keys)
-        return np.concatenate(numbers)[order], keys[order]
+        return numbers[order], keys[order]
 
     def _of_level_0(self, n: int, number: int, split: int) -> tuple[Int64s, Int64s]:
         n = min(n, 2**self._exact)
@@ -154,42 +149,47 @@ class Keys:
         found = np.flatnonzero(self._low >> (_BITS - split) == number)
         return found, self._low[found]
 
-    def _of_level(self, level: int, n: int, number: int, split: int) -> tuple[Int64s, Int64s]:
-        """Of the numbers from ``2**level`` to twice that."""
-        if split <= level:
-            first = number << (level - split)
-            places = np.arange(first, first + (1 << (level - split)), dtype=np.int64)
-        else:
-            places = np.array([number >> (split - level)], np.int64)
-        numbers = self._backwards(places, level) + 2**level
+    def _of_levels(self, n: int, number: int, split: int) -> tuple[Int64s, Int64s]:
+        """Of the numbers from ``2**exact`` on: of all levels at once, since most hold few."""
+        places, bits = [], []
+        for level in range(self._exact, (n - 1).bit_length()):
+            if split <= level:
+                first, count = number << (level - split), 1 << (level - split)
+            else:
+                first, count = number >> (split - level), 1
+            places.append(np.arange(first, first + count, dtype=np.int64))
+            bits.append(np.full(count, level, np.int64))
+        place, level_of = np.concatenate(places), np.concatenate(bits)
+        numbers = self._backwards(place, level_of) + (1 << level_of)
         there = np.flatnonzero(numbers < n)
-        numbers, places = numbers[there], places[there]
-        below = _key_bits(hashed(numbers, self._key)) >> level
-        keys = (places << (_BITS - level)) | below
-        if split > level:
+        numbers, place, level_of = numbers[there], place[there], level_of[there]
+        below = _key_bits(hashed(numbers, self._key)) >> level_of
+        keys = (place << (_BITS - level_of)) | below
+        if split:
             there = np.flatnonzero(keys >> (_BITS - split) == number)
             numbers, keys = numbers[there], keys[there]
         return numbers, keys
 
-    def _backwards(self, places: Int64s, bits: int) -> Int64s:
-        """The numbers of `bits` bits that the permutation takes to `places`."""
+    def _backwards(self, places: Int64s, bits: Int64s) -> Int64s:
+        """The numbers that the permutation of `bits` bits takes to `places`, each of its own."""
         out = np.empty(len(places), np.int64)
-        low = bits // 2
-        halves = np.uint64((1 << low) - 1), np.uint64((1 << (bits - low)) - 1)
         for i in range(0, len(places), _AT_ONCE):
             value = places[i : i + _AT_ONCE].astype(np.uint64)
-            right, left = value & halves[0], value >> np.uint64(low)
+            width = bits[i : i + _AT_ONCE].astype(np.uint64)
+            one, low = np.uint64(1), width // np.uint64(2)
+            halves = (one << low) - one, (one << (width - low)) - one
+            right, left = value & halves[0], value >> low
             for turn in range(_ROUNDS - 1, -1, -1):
-                key = self._rounds[turn] ^ np.uint64(bits)
+                key = self._rounds[turn] ^ width
                 if turn % 2:
                     right ^= _scrambled(left, key) & halves[0]
                 else:
                     left ^= _scrambled(right, key) & halves[1]
-            out[i : i + _AT_ONCE] = ((left << np.uint64(low)) | right).astype(np.int64)
+            out[i : i + _AT_ONCE] = ((left << low) | right).astype(np.int64)
         return out
 
 
-def _scrambled(half: Key, key: np.uint64) -> Key:
+def _scrambled(half: Key, key: Key) -> Key:
     """32 well mixed bits of each number: SplitMix64's mixer, and of it the high half."""
     mixed = half * np.uint64(0x9E3779B97F4A7C15)
     mixed += key

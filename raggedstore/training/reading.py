@@ -61,8 +61,7 @@ READ_BYTES = 2**23
 _ABREAST = 2
 
 #: What is read of large samples at a time where a window's are mixed: more, and less is decoded
-#: twice, but four reads may be in memory, of which two are kept for the next (segment/memory.py):
-#: new memory costs what is gained.
+#: twice, but four reads may be in memory, which is kept for the next (segment/memory.py).
 MIXED_BYTES = 3 * 2**23
 
 #: A read of more batches leaves it to the loop to cut them.

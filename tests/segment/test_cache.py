@@ -67,12 +67,12 @@ def test_while_there_is_room_a_chunk_is_bought_sooner() -> None:
     assert [rent(cache, "a", 10, 100) for _ in range(3)] == [True, True, False]
 
 
-def test_where_the_first_read_of_a_chunk_is_to_be_rented_the_second_may_buy() -> None:
+def test_where_the_first_read_of_a_chunk_is_to_be_rented_the_third_buys() -> None:
     cache = ChunkCache(1000)
-    assert [rent(cache, "a", 70, 100, first=True) for _ in range(2)] == [True, False]
+    assert [rent(cache, "a", 100, 100, first=True) for _ in range(3)] == [True, True, False]
     assert not rent(cache, "b", 70, 100)
     assert rent(cache, "c", 90, 100, first=True)  # which is not counted
-    assert [rent(cache, "c", 10, 100, first=True) for _ in range(3)] == [True, True, False]
+    assert [rent(cache, "c", 40, 100, first=True) for _ in range(3)] == [True, True, False]
 
 
 def test_what_no_budget_could_hold_is_rented_for_ever() -> None:

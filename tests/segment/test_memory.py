@@ -58,16 +58,15 @@ def test_of_little_and_large_arrays_nothing_is_kept() -> None:
 
 
 def test_what_is_kept_is_bounded_and_the_least_that_fits_is_used() -> None:
-    arrays = [memory.empty((k * MB,), np.dtype("u1")) for k in (2, 4, 6, 8, 12, 16, 24)]
+    arrays = [memory.empty((k * MB,), np.dtype("u1")) for k in (2, 4, 6, 8, 12, 16, 24, 32)]
     odd = memory.empty((9 * MB + 1,), np.dtype("u1"))
     assert len(odd.base.base._memory) == 12 * MB
     while arrays:
         del arrays[0]
-    assert [len(kept) for kept in memory._free.values()] == [16 * MB, 24 * MB]
+    assert [len(kept) for kept in memory._free.values()] == [k * MB for k in (8, 12, 16, 24, 32)]
 
-    some = memory.empty((15 * MB,), np.dtype("u1"))
-    little = memory.empty((2 * MB,), np.dtype("u1"))
-    assert [len(a.base.base._memory) for a in (some, little)] == [16 * MB, 24 * MB]
+    fitting = [memory.empty((k * MB,), np.dtype("u1")) for k in (15, 2, 20, 20)]
+    assert [len(a.base.base._memory) for a in fitting] == [k * MB for k in (16, 8, 24, 32)]
     large = memory.empty((20 * MB,), np.dtype("u1"))  # in the stead of what it doesn't fit in
     assert len(large.base.base._memory) == 24 * MB and not memory._free
 
