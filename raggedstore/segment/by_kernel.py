@@ -5,12 +5,13 @@ group of blocks that fits the processor's cache is read, checked, decoded and co
 the next. A chunk of which that was asked so often that to hold it would have cost less is decoded
 whole, and kept.
 
-Where all chunks are at hand, or most of them are wanted in little pieces, nothing is planned.
+Where all chunks are at hand, or most of them or of some blocks are wanted in little pieces, nothing
+is planned: pieces are copied in the order that they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore import kernel
+from raggedstore.batch import expand_ranges
 from raggedstore.errors import CorruptionError
-from raggedstore.segment import compiled
+from raggedstore.segment import compiled, memory
 from raggedstore.segment.source import TRIFLE, ChunkSource
 from raggedstore.segment.tasks import Task, run
 
-__all__ = ["copy_held", "copy_whole", "tasks_of"]
+__all__ = ["copy_compact", "copy_held", "copy_whole", "reach", "tasks_of"]
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -33,8 +35,10 @@ Bytes = npt.NDArray[np.uint8]
 _COPIES = 2**19
 #: One in so many of many ranges is looked at first.
 _EVERY = 32
-#: Ranges that have so small a part of a block, on average, are little.
-_LITTLE = 64
+#: Ranges that have so small a part of a block, on average, are little, and so many are many.
+_LITTLE, _MANY = 64, 4096
+#: Blocks of so many times the bytes that are wanted of them are worth decoding side by side.
+_SPARSE = 3
 #: Of a side column's chunk, less than this part is rows here and there.
 _HERE_AND_THERE = 1 / 16
 
@@ -105,14 +109,14 @@ def copy_held(
     places: Int64s | None,
     out: npt.NDArray[Any],
     source: ChunkSource,
+    numbers: range,
 ) -> bool:
-    """Copy ranges of rows where all chunks that they may lie in are in the cache.
+    """Copy ranges of rows where all chunks that they may lie in, `numbers`, are in the cache.
 
     False where they are not: then nothing was done. Without `stops` each has one row, without
     `places` they come one after another. Nothing is planned, nor sorted, which for a few tokens
     takes many times as long as to copy them.
     """
-    numbers = _reach(starts, stops, source)
     held = source.held_every(numbers) if 0 < len(numbers) <= len(starts) else None
     if not held:
         return False
@@ -126,15 +130,16 @@ def copy_whole(
     places: Int64s,
     out: npt.NDArray[Any],
     source: ChunkSource,
+    numbers: range,
+    total: int,
     pool: ThreadPoolExecutor | None,
     threads: int,
 ) -> bool:
     """As `copy_held`, after decoding the chunks, where so much of them is wanted in little pieces.
 
     Nearly every block would be decoded all the same. False where it is not so, the cache has no
-    room for them, or a chunk is damaged.
+    room for them, or a chunk is damaged. `total` is how many rows the ranges have.
     """
-    total, numbers = int((stops - starts).sum()), _reach(starts, stops, source)
     reached = len(numbers) * source.chunk_rows * source.row_nbytes
     if (
         not numbers
@@ -160,7 +165,61 @@ def copy_whole(
     return True
 
 
-def _reach(starts: Int64s, stops: Int64s | None, source: ChunkSource) -> range:
+def copy_compact(
+    starts: Int64s,
+    stops: Int64s,
+    places: Int64s,
+    out: npt.NDArray[Any],
+    source: ChunkSource,
+    numbers: range,
+    total: int,
+    read: Callable[[Int64s, Int64s, npt.NDArray[Any], Int64s], None],
+) -> bool:
+    """As `copy_whole`, after `read` has put all blocks that they lie in side by side.
+
+    So of many little ranges none is sorted, which takes longer than to copy it: blocks are marked.
+    False where ranges are few or not little, or lie so far apart that blocks hold mostly others.
+    """
+    row, block = source.row_nbytes, source.block_nbytes
+    if (
+        not numbers
+        or len(starts) < _MANY
+        or _LITTLE * total * row > len(starts) * block
+        or block % row
+        or source.chunk_rows * row % block
+    ):
+        return False
+    each = block // row
+    most = min(_SPARSE * total * row, source.room) // block
+    if len(np.unique(starts[::_EVERY] // each)) > most:
+        return False
+    full = stops > starts
+    if not full.all():
+        starts, stops, places = starts[full], stops[full], places[full]
+    first, last = starts // each, (stops - 1) // each
+    wanted = np.zeros(-(-source.rows // each), np.bool_)
+    wanted[first] = wanted[last] = True
+    wide = last - first > 1
+    if wide.any():
+        wanted[expand_ranges(first[wide], (last - first)[wide])] = True
+    blocks = np.flatnonzero(wanted)
+    if len(blocks) > most:
+        return False
+    slots = np.arange(len(blocks), dtype=np.int64)
+    # Neighbours in the file are neighbours here: a range that goes on in the next block does so.
+    moved = np.zeros(len(wanted), np.int64)
+    moved[blocks] = (slots - blocks) * each
+    begins = np.flatnonzero(np.diff(blocks, prepend=-2) > 1)
+    ends = np.append(begins[1:], len(blocks)) - 1
+    compact = memory.empty((len(blocks) * each, *out.shape[1:]), out.dtype)
+    upto = np.minimum((blocks[ends] + 1) * each, source.rows)
+    read(blocks[begins] * each, upto, compact, slots[begins] * each)
+    by = moved[first]
+    kernel.copy_held([compact], 0, out, starts + by, stops + by, places)
+    return True
+
+
+def reach(starts: Int64s, stops: Int64s | None, source: ChunkSource) -> range:
     """The chunks from the first to the last that ranges lie in; none of no or wrong ranges."""
     if not (kernel.is_there() and len(starts) and source.row_nbytes):
         return range(0)

@@ -24,7 +24,7 @@ from raggedstore.segment.blocks import (
     block_checksum,
     decode_assembled,
 )
-from raggedstore.segment.by_kernel import copy_held
+from raggedstore.segment.by_kernel import copy_held, reach
 from raggedstore.segment.codec import decode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
@@ -369,7 +369,7 @@ class ColumnReader:
     def at(self, positions: Int64s) -> npt.NDArray[Any]:
         """The rows at (k,) `positions`."""
         out = memory.empty((len(positions), *self._row_shape), self.dtype)
-        if copy_held(positions, None, None, out, self):
+        if copy_held(positions, None, None, out, self, reach(positions, None, self)):
             first, last = int(positions[0]), int(positions[-1])
             self.went_on(first if last - first == len(positions) - 1 else -2, last + 1)
             return out

@@ -31,7 +31,13 @@ from raggedstore import kernel
 from raggedstore.batch import copy_ranges, expand_ranges, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.indexing import stable_order
-from raggedstore.segment.by_kernel import copy_held, copy_whole, tasks_of
+from raggedstore.segment.by_kernel import (
+    copy_compact,
+    copy_held,
+    copy_whole,
+    reach,
+    tasks_of,
+)
 from raggedstore.segment.source import TRIFLE, ChunkSource
 from raggedstore.segment.tasks import Task, run
 
@@ -118,9 +124,16 @@ def gather(
     if kernel.is_there() and source.block_nbytes:
         if pool is None or _is_little(total, len(starts), source):
             pool, threads = None, 1
-        if copy_held(starts, stops, places, out, source):
-            return
-        if copy_whole(starts, stops, places, out, source, pool, threads):
+
+        def read(starts: Int64s, stops: Int64s, out: npt.NDArray[Any], places: Int64s) -> None:
+            gather(starts, stops, out, source, pool, threads, places)
+
+        what = (starts, stops, places, out, source, reach(starts, stops, source))
+        if (
+            copy_held(*what)
+            or copy_whole(*what, total, pool, threads)
+            or copy_compact(*what, total, read)
+        ):
             return
         otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
         tasks = tasks_of(starts, stops, places, out, source, threads, otherwise)

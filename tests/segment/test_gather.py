@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raggedstore import kernel
@@ -153,6 +153,54 @@ def test_any_ranges_come_to_their_places_and_nothing_is_decoded_twice(
     assert len(source.blocks) == len(set(source.blocks))
     assert by_block.isdisjoint(source.decoded)
     assert by_block | set(source.decoded) == touched - source.kept
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_many_little_ranges_that_lie_close_are_copied_from_blocks_that_lie_side_by_side(
+    apart: bool, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    rows, block_rows, in_chunk = 256 * 240 - data.draw(st.integers(0, 255)), 256, 8
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    values = rng.integers(0, 2**31, (rows, 1), "i4")
+    source = Chunks(values, block_rows * in_chunk, block_rows * 4)
+    lengths = rng.integers(0, 5, 400)
+    # Consecutive, but for one that is long, some somewhere else, and the last rows.
+    starts = np.cumsum(lengths) + data.draw(st.integers(0, rows - 6000))
+    stops = starts + lengths
+    starts[7] += 3000
+    stops[7] = starts[7] + data.draw(st.integers(512, 680))
+    starts[:5], stops[:5] = rows - 4, rows
+    if apart:
+        starts[9:] = rng.integers(0, rows - 4, 391)
+        stops[9:] = starts[9:] + rng.integers(0, 5, 391)
+    order = rng.permutation(400)
+    starts, stops = starts[order], stops[order]
+    done = []
+
+    def copy_compact(*what: Any) -> bool:
+        done.append(by_kernel.copy_compact(*what))
+        return bool(done[-1])
+
+    monkeypatch.setattr(by_kernel, "_MANY", 300)
+    monkeypatch.setattr(module, "copy_compact", copy_compact)
+    out = np.zeros((int((stops - starts).sum()), 1), "i4")
+    gather(starts, stops, out, source, None)
+
+    want = [values[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    np.testing.assert_array_equal(out, np.concatenate(want))
+    assert any(done) == (kernel.is_there() and not apart)
+    touched = {
+        block
+        for a, b in zip(starts.tolist(), stops.tolist(), strict=True)
+        if b > a
+        for block in range(a // block_rows, (b - 1) // block_rows + 1)
+    }
+    whole = {n * in_chunk + i for n in source.decoded for i in range(in_chunk)}
+    assert sorted(source.blocks) == sorted(set(source.blocks))
+    assert set(source.blocks) | whole >= touched
+    assert whole or set(source.blocks) == touched
 
 
 def test_only_the_blocks_that_are_touched_are_decoded() -> None:
