@@ -373,7 +373,11 @@ class ColumnReader:
             first, last = int(positions[0]), int(positions[-1])
             self.went_on(first if last - first == len(positions) - 1 else -2, last + 1)
             return out
-        return self.read(positions, positions + 1)
+        starts, stops = positions, positions + 1
+        if _is_run(starts, stops):
+            starts, stops = starts[:1], stops[-1:]
+        self._gather(starts, stops, out)
+        return out
 
     def read_into(
         self,
