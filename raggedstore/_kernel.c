@@ -532,6 +532,42 @@ static void *new_bytes(PyObject **bytes, int64_t count, size_t size) {
     return *bytes ? PyBytes_AsString(*bytes) : NULL;
 }
 
+/* The stable order of keys that differ in many bits, as hashes do: two passes by the uppermost all but
+   sort them.  0 where that is not so, and nothing was done. */
+static int order_hashes(const uint64_t *given, int64_t n, uint64_t *made, uint64_t *other, int64_t *order) {
+    enum { BITS = 11, SIZE = 1 << BITS };
+    uint64_t differ = 0;
+    for (int64_t i = 1; i < n; i++) differ |= given[i] ^ given[0];
+    int top = 0;
+    while (top < 64 && differ >> top) top++;
+    if (top < 32 || n > UINT32_MAX) return 0;
+    /* The upper half of each is of the key, the lower says whose it is. */
+    for (int64_t i = 0; i < n; i++) made[i] = (given[i] >> (top - 32)) << 32 | (uint64_t)i;
+    for (int shift = 64 - 2 * BITS; shift < 64; shift += BITS) {
+        int64_t at[SIZE + 1] = {0};
+        for (int64_t i = 0; i < n; i++) at[((made[i] >> shift) & (SIZE - 1)) + 1]++;
+        for (int i = 0; i < SIZE; i++) at[i + 1] += at[i];
+        for (int64_t i = 0; i < n; i++) other[at[(made[i] >> shift) & (SIZE - 1)]++] = made[i];
+        uint64_t *swap = made;
+        made = other;
+        other = swap;
+    }
+    int64_t moves = 4 * n;
+    for (int64_t i = 1; i < n; i++) {
+        uint64_t one = made[i], key = one >> 32;
+        int64_t to = i;
+        for (; to && moves; to--, moves--) {
+            uint64_t before = made[to - 1], its = before >> 32;
+            if (its < key || (its == key && given[(uint32_t)before] <= given[(uint32_t)one])) break;
+            made[to] = before;
+        }
+        if (!moves) return 0;
+        made[to] = one;
+    }
+    for (int64_t i = 0; i < n; i++) order[i] = (int64_t)(uint32_t)made[i];
+    return 1;
+}
+
 static PyObject *order_of(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer of[2]; /* keys, order */
@@ -543,9 +579,12 @@ static PyObject *order_of(PyObject *self, PyObject *args) {
     else if (!order) PyErr_SetString(PyExc_ValueError, "arrays that don't belong together");
     else {
         PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
-        for (int64_t i = 0; i < n; i++) keys[i] = (Key){given[i], i};
-        const Key *sorted = sort_keys(keys, keys + n, n);
-        for (int64_t i = 0; i < n; i++) order[i] = sorted[i].at;
+        uint64_t *made = (uint64_t *)keys;
+        if (!order_hashes(given, n, made, made + n, order)) {
+            for (int64_t i = 0; i < n; i++) keys[i] = (Key){given[i], i};
+            const Key *sorted = sort_keys(keys, keys + n, n);
+            for (int64_t i = 0; i < n; i++) order[i] = sorted[i].at;
+        }
         if (state) PyEval_RestoreThread(state);
     }
     free(keys);

@@ -58,6 +58,22 @@ def test_stable_order_is_numpys_stable_order(keys: list[int]) -> None:
     assert stable_order(array).tolist() == np.argsort(array, kind="stable").tolist()
 
 
+@given(
+    st.integers(0, 3000),
+    st.integers(0, 2**32),
+    st.sampled_from([1, 5, 22, 31, 32, 33, 40, 63]),
+    st.sampled_from([0, 10, 30, 50]),
+)
+def test_stable_order_of_keys_of_many_bits_whether_or_not_their_upper_ones_tell_them_apart(
+    count: int, seed: int, bits: int, alike: int
+) -> None:
+    array = np.random.default_rng(seed).integers(0, 2**bits, count)
+    array[::3] |= (2**62 >> (63 - bits)) if count % 2 else 0
+    array[: count // 2] >>= alike  # half of them differ in their lower bits alone
+    array[count // 4 :: 5] = array[: len(array[count // 4 :: 5])]
+    assert stable_order(array).tolist() == np.argsort(array, kind="stable").tolist()
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
 def test_split_by_part_says_where_each_position_lies_and_where_it_was_asked_for(
     sizes: list[int], data: Any
