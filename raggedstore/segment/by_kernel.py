@@ -37,8 +37,9 @@ _COPIES = 2**19
 _EVERY = 32
 #: Ranges that have so small a part of a block, on average, are little, and so many are many.
 _LITTLE, _MANY = 64, 4096
-#: Blocks of so many times the bytes that are wanted of them are worth decoding side by side.
-_SPARSE = 3
+#: Blocks of so many times the bytes that are wanted of them are worth decoding side by side, and
+#: what they decode to is held besides the cache: so little.
+_SPARSE, _COMPACT = 3, 2**25
 #: Of a side column's chunk, less than this part is rows here and there.
 _HERE_AND_THERE = 1 / 16
 
@@ -144,7 +145,7 @@ def copy_whole(
     if (
         not numbers
         or reached > source.room
-        or 2 * reached > len(starts) * source.block_nbytes
+        or reached > 2 * len(starts) * source.block_nbytes
         or (source.is_side and 2 * total < len(numbers) * source.chunk_rows)
         or _LITTLE * total * source.row_nbytes > len(starts) * source.block_nbytes
         or 2 * np.count_nonzero(starts[1:] == stops[:-1]) > len(starts)
@@ -190,7 +191,7 @@ def copy_compact(
     ):
         return False
     each = block // row
-    most = min(_SPARSE * total * row, source.room) // block
+    most = min(_SPARSE * total * row, source.room, _COMPACT) // block
     if len(np.unique(starts[::_EVERY] // each)) > most:
         return False
     full = stops > starts

@@ -21,7 +21,7 @@ __all__ = ["empty"]
 Bytes = npt.NDArray[np.uint8]
 
 #: Bytes that are worth it, that an array may have that is kept, and that are kept in all: four of
-#: the largest reads (training/reading.py). It never comes to more than was in use at a time.
+#: the largest reads (training/reading.py).
 _LEAST, _MOST, _KEPT = 2**20, 2**25, 3 * 2**25
 _PAGE = 2**21  # bytes of a large page
 
@@ -49,14 +49,16 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if nbytes < _LEAST:
         return np.empty(shape, dtype)
     if nbytes > _MOST:
+        _drop(nbytes)
         return _new(nbytes).view(dtype).reshape(shape)
     memory = _taken(nbytes)
     if memory is None:
-        _drop_oldest()  # which did not fit: together they are not to become more
         # By quarters, so that the next, of nearly the same size, fits. What is not used of it is
         # only addresses.
         step = max(_PAGE, 1 << (nbytes.bit_length() - 2))
-        memory = _new(-(-nbytes // step) * step)
+        size = -(-nbytes // step) * step
+        _drop(size)  # what is kept did not fit: with what is in use it is not to become more
+        memory = _new(size)
     owner: Any = _Lease(memory)
     return np.asarray(owner)[:nbytes].view(dtype).reshape(shape)
 
@@ -75,12 +77,16 @@ def _new(nbytes: int) -> Bytes:
 
 def _keep(memory: Bytes) -> None:
     _free[id(memory)] = memory
-    while sum(map(len, _there())) > _KEPT:
-        _drop_oldest()
+    _drop(sum(map(len, _there())) - _KEPT)
 
 
-def _drop_oldest() -> None:
-    _free.pop(next(iter(_free), 0), None)
+def _drop(nbytes: int) -> None:
+    """Drop the oldest of what is kept, until it is so many bytes."""
+    for memory in _there():
+        if nbytes <= 0:
+            break
+        if _free.pop(id(memory), None) is not None:
+            nbytes -= len(memory)
 
 
 def _taken(nbytes: int) -> Bytes | None:

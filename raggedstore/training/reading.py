@@ -114,7 +114,7 @@ class Budget:
         read = min(READ_BYTES, ready // (ahead + 1))
         if mixed:
             read = min(mixed, ready * 9 // 20)
-        return cls(ready, total - ready if windowed else 0, read, ahead)
+        return cls(ready, total - ready, read, ahead)
 
 
 def results(
