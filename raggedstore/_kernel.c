@@ -533,7 +533,7 @@ static void *new_bytes(PyObject **bytes, int64_t count, size_t size) {
 }
 
 /* The stable order of keys that differ in many bits, as hashes do: two passes by the uppermost all but
-   sort them.  0 where that is not so, and nothing was done. */
+   sort them.  0 where that is not so, and `order` is as it was. */
 static int order_hashes(const uint64_t *given, int64_t n, uint64_t *made, uint64_t *other, int64_t *order) {
     enum { BITS = 11, SIZE = 1 << BITS };
     uint64_t differ = 0;

@@ -5,7 +5,7 @@ group of blocks that fits the processor's cache is read, checked, decoded and co
 the next. A chunk of which that was asked so often that to hold it would have cost less is decoded
 whole, and kept.
 
-Where all chunks are at hand, or most of them or of some blocks are wanted in little pieces, nothing
+Where all chunks are at hand, or much of them or of some blocks is wanted in little pieces, nothing
 is planned: pieces are copied in the order that they are asked for.
 """
 
@@ -138,7 +138,7 @@ def copy_whole(
 ) -> bool:
     """As `copy_held`, after decoding the chunks, where so much of them is wanted in little pieces.
 
-    Nearly every block would be decoded all the same. False where it is not so, the cache has no
+    Much of them would be decoded all the same, and of few it costs little. False where it is not so, the cache has no
     room for them, or a chunk is damaged. `total` is how many rows the ranges have.
     """
     reached = len(numbers) * source.chunk_rows * source.row_nbytes
