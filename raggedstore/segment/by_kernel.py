@@ -138,8 +138,9 @@ def copy_whole(
 ) -> bool:
     """As `copy_held`, after decoding the chunks, where so much of them is wanted in little pieces.
 
-    Much of them would be decoded all the same, and of few it costs little. False where it is not so, the cache has no
-    room for them, or a chunk is damaged. `total` is how many rows the ranges have.
+    Much of them would be decoded all the same, and of few it costs little. False where it is not
+    so, the cache has no room for them, or a chunk is damaged. `total` is how many rows the ranges
+    have.
     """
     reached = len(numbers) * source.chunk_rows * source.row_nbytes
     if (
