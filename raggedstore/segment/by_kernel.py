@@ -142,12 +142,13 @@ def copy_whole(
     so, the cache has no room for them, or a chunk is damaged. `total` is how many rows the ranges
     have.
     """
-    reached = len(numbers) * source.chunk_rows * source.row_nbytes
+    whole_rows = len(numbers) * source.chunk_rows
+    reached = whole_rows * source.row_nbytes
     if (
         not numbers
         or reached > source.room
         or reached > 2 * len(starts) * source.block_nbytes
-        or (source.is_side and 2 * total < len(numbers) * source.chunk_rows)
+        or (source.is_side and not source.is_small and 2 * total < whole_rows)
         or _LITTLE * total * source.row_nbytes > len(starts) * source.block_nbytes
         or 2 * np.count_nonzero(starts[1:] == stops[:-1]) > len(starts)
         or not _reach_all(starts, stops, numbers, source.chunk_rows)

@@ -46,7 +46,7 @@ _PATIENCE = 8
 #: the kernel that is so of little ones too, and what is read ahead is copied once more.
 _AHEAD_BELOW = 2**22
 _AHEAD_SMALL = 2**17
-#: A side column that takes less than one in so many bytes of the cache is small.
+#: What takes no more than one in so many bytes of the cache is small.
 _SMALL = 8
 
 
@@ -158,6 +158,11 @@ class ColumnReader:
         return raw.view(self.dtype).reshape(-1, *self._row_shape)
 
     @property
+    def is_small(self) -> bool:
+        """Whether all of it takes little of the cache."""
+        return _SMALL * self.dataset.rows * self.row_nbytes <= self._context.budget
+
+    @property
     def room(self) -> int:
         """Bytes of chunks that one read may have the cache hold: there may be another."""
         return self._context.budget // 2
@@ -204,7 +209,7 @@ class ColumnReader:
         ]
         whole = self.chunk_rows * self.row_nbytes
         # Of a side column that takes little of the cache, the next read will want what this does.
-        first = self.is_side and _SMALL * self.dataset.rows * self.row_nbytes > self._context.budget
+        first = self.is_side and not self.is_small
         return self._context.cache.rent(wanted, whole, first=first, patience=patience)
 
     def decode_blocks(self, blocks: Int64s, out: Bytes) -> None:

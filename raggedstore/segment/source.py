@@ -30,6 +30,10 @@ class ChunkSource(Protocol):
     is_side: bool  #: whether it says where samples lie, rather than holding them
 
     @property
+    def is_small(self) -> bool:
+        """Whether all of it takes little of the cache."""
+
+    @property
     def room(self) -> int:
         """Bytes of chunks that one read may have the cache hold."""
 

@@ -35,7 +35,7 @@ from raggedstore.training.keys import check_seed
 from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
 from raggedstore.training.picks import Batches, Picks
-from raggedstore.training.reading import MIXED_BYTES, Budget, Made, Reader, results
+from raggedstore.training.reading import MIXED_BYTES, READ_BYTES, Budget, Made, Reader, results
 from raggedstore.training.recurrent import BEYOND
 from raggedstore.training.report import LISTED, Quarantined, Report, Watch
 from raggedstore.training.sizes import Measures, probes
@@ -482,6 +482,8 @@ class Loader:
         is_plain = self.collate == "ragged" and not self._transforms and not self.crop
         if is_plain and self.samples.concurrent:
             most = MIXED_BYTES if sizes.mean >= _LARGE else self.budget
+            if sizes.mean * len(self.samples) <= 2 * READ_BYTES:
+                most = READ_BYTES  # what is held after the first read need not be read at once
             return Budget.of(self.budget, self.prefetch, mixed=most)
         return Budget.of(self.budget, self.prefetch, windowed=sizes.mean < _LARGE)
 

@@ -255,27 +255,45 @@ def test_what_is_decoded_is_counted_as_chunks_where_it_is_all_of_one(
     assert (column._context.chunks_decoded, column._context.blocks_decoded) == (3, 2)
 
 
+def side_column_of(folder: Path, count: int, budget: int) -> ColumnReader:
+    """Where `count` samples of one value each lie."""
+    if not kernel.is_there():
+        pytest.skip("without the kernel its blocks are as dear as the whole")
+    schema = rs.Schema({"x": rs.Field("u1", (None,))})
+    with ThreadPoolExecutor(1) as pool:
+        writer = SegmentWriter(folder / "a.h5", schema, {"x": COMPRESSION}, pool)
+        writer.extend({"x": (np.zeros(count, "u1"), np.ones((count, 1), np.int64))}, count)
+        table = writer.seal()
+    context = ReadContext(budget)
+    reader = SegmentReader("a", FileBytes(folder / "a.h5", context.files), table, context)
+    return reader.column("x", "data_start_and_stop")
+
+
 @pytest.mark.parametrize("budget", [2**22, 2**24])
 def test_a_side_column_is_held_where_it_is_small_or_much_of_it_is_wanted_not_rows_here_and_there(
     tmp_path: Path, budget: int
 ) -> None:
-    if not kernel.is_there():
-        pytest.skip("without the kernel its blocks are as dear as the whole")
     count = 2**16
-    schema = rs.Schema({"x": rs.Field("u1", (None,))})
-    with ThreadPoolExecutor(1) as pool:
-        writer = SegmentWriter(tmp_path / "a.h5", schema, {"x": COMPRESSION}, pool)
-        writer.extend({"x": (np.zeros(count, "u1"), np.ones((count, 1), np.int64))}, count)
-        table = writer.seal()
-    context = ReadContext(budget)
-    reader = SegmentReader("a", FileBytes(tmp_path / "a.h5", context.files), table, context)
-    column = reader.column("x", "data_start_and_stop")
+    column = side_column_of(tmp_path, count, budget)
+    cache = column._context.cache
     is_small = 8 * 16 * count <= budget
     order = np.random.default_rng(0).permutation(count)
     here_and_there = order[order % 100 == 0]  # some of every block
     rows = column.at(here_and_there)
     np.testing.assert_array_equal(rows, here_and_there[:, None] + [0, 1])
     column.at(here_and_there[:1])
-    assert context.cache.nbytes == (16 * count if is_small else 0)
+    assert cache.nbytes == (16 * count if is_small else 0)
     np.testing.assert_array_equal(column.at(order), order[:, None] + [0, 1])
-    assert context.cache.nbytes == count * 16
+    assert cache.nbytes == count * 16
+
+
+@pytest.mark.parametrize("budget", [2**22, 2**24])
+def test_a_small_side_column_is_held_from_the_first_time_that_much_of_it_is_wanted(
+    tmp_path: Path, budget: int
+) -> None:
+    count = 2**16
+    column = side_column_of(tmp_path, count, budget)
+    order = np.random.default_rng(0).permutation(count)
+    third = order[order % 3 == 0]  # enough that not to plan is worth it
+    np.testing.assert_array_equal(column.at(third), third[:, None] + [0, 1])
+    assert column._context.cache.nbytes == (16 * count if 8 * 16 * count <= budget else 0)
