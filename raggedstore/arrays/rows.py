@@ -6,8 +6,7 @@ dimension. Scattered rows are read in as few such ranges as there are separate r
 among them, since a chunk is decoded whole whatever part of it is wanted.
 
 Blosc2 nodes are not read through PyTables' slices, which leak some 67 kB each and decode a
-whole chunk for every few rows: the stored chunk is fetched as it is and python-blosc2 decodes
-the part that is asked for.
+whole chunk for every few rows: the stored chunk is fetched as it is, and decoded here.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import itertools
 import sys
 from typing import Any, Protocol
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 import tables
@@ -24,7 +22,7 @@ from tables.utilsextension import get_filters
 
 from raggedstore.errors import CorruptionError, UsageError
 from raggedstore.indexing import Positions
-from raggedstore.segment.codec import check_frame
+from raggedstore.segment.boxes import decode_boxes, decode_range
 
 __all__ = ["Array", "RowReader", "Rows", "runs"]
 
@@ -152,22 +150,15 @@ class Rows:
 def _decode(
     frame: bytes, dtype: np.dtype[Any], chunkshape: tuple[int, ...], part: tuple[slice, ...]
 ) -> Array:
-    """`part` of the chunk in a contiguous Blosc2 frame; only the blocks it needs are decoded."""
-    check_frame(memoryview(frame))  # a plug-in that it may ask for is not run
-    size = dtype.itemsize * int(np.prod(chunkshape, dtype=np.int64))
-    if len(part) > 1:  # the blocks are boxes, not rows, and the items of no type
-        box = blosc2.ndarray_from_cframe(frame)
-        if box.shape != chunkshape or box.dtype.itemsize != dtype.itemsize:
-            raise ValueError(f"{box.shape} {box.dtype} in a chunk of {chunkshape} {dtype}")
-        return np.ascontiguousarray(box[part]).view(dtype)
-    schunk = blosc2.schunk_from_cframe(frame)
-    if schunk.nbytes != size:
-        raise ValueError(f"{schunk.nbytes} bytes in a chunk of {size}")
-    # A typesize that Blosc2 cannot hold (over 255 bytes) is stored as 1: count in its items.
-    if dtype.itemsize % schunk.typesize:
-        raise ValueError(f"items of {schunk.typesize} bytes in a chunk of {dtype}")
-    scale = dtype.itemsize // schunk.typesize
-    return np.frombuffer(schunk[part[0].start * scale : part[0].stop * scale], dtype)
+    """`part` of the chunk in a contiguous Blosc2 frame; of rows of one value, by its blocks."""
+    stored, size = memoryview(frame), dtype.itemsize
+    nbytes = size * int(np.prod(chunkshape, dtype=np.int64))
+    if len(part) == 1:
+        (rows,) = part
+        return decode_range(stored, rows.start * size, rows.stop * size, nbytes).view(dtype)
+    raw = np.empty(nbytes, np.uint8)
+    decode_boxes(stored, raw, chunkshape, dtype)
+    return raw.view(dtype).reshape(chunkshape)[part]
 
 
 def runs(starts: Positions, stops: Positions, *, chunk: int, limit: int) -> list[slice]:

@@ -24,14 +24,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError, FormatError
 from raggedstore.lazy.files import Hdf5Source
 from raggedstore.lazy.windows import READ_AT_ONCE, Source, Values, Window
-from raggedstore.segment.codec import check_frame, decode_blosc, decode_frame
+from raggedstore.segment.boxes import decode_boxes
+from raggedstore.segment.codec import decode_blosc
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
@@ -41,7 +41,6 @@ from raggedstore.segment.tasks import Task, run
 __all__ = ["past_libhdf5"]
 
 _CONTIGUOUS, _CHUNKED = 1, 2  #: HDF5's classes of layout
-_META = 87  #: where a Blosc2 frame tells of its metalayers
 _UNDEFINED = 2**64 - 1  #: an address that HDF5 has not given out
 #: Values nearer to one another than so many bytes are read with what lies between them, which
 #: costs no more than another call,
@@ -182,8 +181,6 @@ class _ChunkedSource(_DirectSource):
     def __init__(self, source: Hdf5Source, file_size: int, chunks: _Chunks) -> None:
         super().__init__(source, file_size)
         self._chunks = chunks
-        #: What Blosc2's frames say of blocks, and the shape that is.
-        self._blocks: dict[bytes, tuple[int, ...] | None] = {}
 
     def _read_into(self, out: Values, window: Window, file: FileBytes) -> None:
         chunks = self._chunks
@@ -200,53 +197,28 @@ class _ChunkedSource(_DirectSource):
         if chunks.offset[at] < 0:
             target[...] = chunks.fill
         elif target.shape == chunks.shape and target.flags.c_contiguous:
-            values = self._decoded(file, at, target)
-            if values is not target:
-                target[...] = values
+            self._decode(file, at, target.reshape(-1).view(np.uint8))
         else:
             raw = _context.scratch("chunk", math.prod(chunks.shape) * self.dtype.itemsize)
-            values = self._decoded(file, at, raw.view(self.dtype).reshape(chunks.shape))
+            self._decode(file, at, raw)
+            values = raw.view(self.dtype).reshape(chunks.shape)
             target[...] = values[tuple(part.within for part in parts)]
 
-    def _decoded(self, file: FileBytes, at: tuple[int, ...], room: Values) -> Values:
-        """A chunk: in `room`, which is of its shape and contiguous, or wherever it came to lie."""
-        chunks, raw = self._chunks, room.reshape(-1).view(np.uint8)
+    def _decode(self, file: FileBytes, at: tuple[int, ...], raw: npt.NDArray[np.uint8]) -> None:
+        """Decode a chunk into its (nbytes,) `raw` bytes."""
+        chunks = self._chunks
         offset, size = int(chunks.offset[at]), int(chunks.size[at])
         filters, mask = chunks.filters, int(chunks.mask[at])
         if mask and not PIPELINE.issuperset(filters):  # its only filter skipped
             file.read_into(offset, raw.data)
-            return room
+            return
         stored = file.read(offset, size)
         if filters == (BLOSC2,):
-            return self._from_blosc2(stored, room)
-        if filters == (BLOSC,):
+            decode_boxes(stored, raw, chunks.shape, self.dtype)
+        elif filters == (BLOSC,):
             decode_blosc(stored, raw)
         else:
             raw[:] = unfilter(stored, filters, mask, self.dtype.itemsize, raw.nbytes)
-        return room
-
-    def _from_blosc2(self, frame: memoryview, room: Values) -> Values:
-        """The chunk of a frame.
-
-        HDF5's filter may have cut it into blocks of n dimensions. They lie one after another,
-        those at the edges filled up, and are put together here.
-        """
-        head = int.from_bytes(frame[11:15], "big")
-        meta = bytes(frame[_META:head])
-        if meta not in self._blocks:
-            check_frame(frame)
-            is_cut = b"b2nd" in meta
-            self._blocks[meta] = blosc2.ndarray_from_cframe(bytes(frame)).blocks if is_cut else None
-        blocks = self._blocks[meta]
-        if blocks is None or blocks == room.shape:
-            decode_frame(frame, room.reshape(-1).view(np.uint8))
-            return room
-        grid = [-(-n // block) for n, block in zip(room.shape, blocks, strict=True)]
-        cut = np.empty((*grid, *blocks), self.dtype)
-        decode_frame(frame, cut.reshape(-1).view(np.uint8))
-        axes = [axis for i in range(room.ndim) for axis in (i, room.ndim + i)]
-        full = [count * block for count, block in zip(grid, blocks, strict=True)]
-        return cut.transpose(axes).reshape(full)[tuple(map(slice, room.shape))]
 
 
 def _read_window(

@@ -111,6 +111,8 @@ def blocks_of(frame: memoryview, size: int) -> ChunkBlocks | None:
     nbytes, block, stored = struct.unpack_from("<iii", header, 4)
     if not 0 < block < nbytes or nbytes % block or not HEADER < stored <= size - head:
         return None
+    if header[2] & _EXTENDED != _EXTENDED or header[2] >> 5 > _MOST_CODEC:
+        return None
     # Anything out of the ordinary: special chunks, dictionaries, blocks of various lengths.
     if header[30] or header[31] or any(code not in _FILTERS for code in header[16:22]):
         return None

@@ -202,9 +202,9 @@ def _learn(kind: tuple[Compression, int, int, int], frame: bytes) -> None:
     if found is None:
         return
     wrapping, chunk = found
-    seen, sure = _wrappings.get(kind, (wrapping, None))
-    if kind in _wrappings and sure is None:
-        _wrappings[kind] = seen, seen.around(chunk) == frame
+    before = _wrappings.get(kind)
+    if before is not None and before[1] is None:
+        _wrappings[kind] = before[0], before[0].around(chunk) == frame
     elif len(_wrappings) < _MOST_KINDS:
         _wrappings.setdefault(kind, (wrapping, None))
 

@@ -491,7 +491,12 @@ class ColumnReader:
 
     def _ahead(self, number: int) -> Future[npt.NDArray[Any]] | None:
         pool = self._context.pool
-        return None if pool is None else pool.submit(self._decoded, number)
+        if pool is not None:
+            with suppress(
+                RuntimeError
+            ):  # at the interpreter's end, or where it has no more threads
+                return pool.submit(self._decoded, number)
+        return None
 
 
 def _is_run(starts: Int64s, stops: Int64s) -> bool:

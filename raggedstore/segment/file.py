@@ -111,7 +111,8 @@ class FileBytes:
         self._files = files
         self._whole: memoryview | None = None
         try:
-            self.size = os.fstat(files.get(path).number).st_size
+            file = files.get(path)  # held, or other threads may have it closed before it is used
+            self.size = os.fstat(file.number).st_size
             if in_memory:
                 self._whole = memoryview(path.read_bytes())
                 self.size = len(self._whole)
@@ -129,7 +130,8 @@ class FileBytes:
             piece = self._whole[offset : offset + size]
         else:
             try:
-                piece = memoryview(os.pread(self._files.get(self.path).number, size, offset))
+                file = self._files.get(self.path)  # held while it is read
+                piece = memoryview(os.pread(file.number, size, offset))
             except OSError as error:
                 raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
         if len(piece) != size:

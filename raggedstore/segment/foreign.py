@@ -137,7 +137,13 @@ class ForeignDataset:
         limits = [str(_MEMORY), str(_SECONDS)]
         command = [sys.executable, "-P", "-c", _CHILD, str(self._path), self._name, *limits]
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # To find the plug-in that a Blosc2 chunk may ask for, c-blosc2 runs the "python" that
+            # it finds, which imports what lies in the working folder.
+            env={**os.environ, "PATH": os.devnull},
         )
         weakref.finalize(self, _end, child, os.getpid())
         return child

@@ -37,6 +37,7 @@ from raggedstore.layout import (
 from raggedstore.schema import MAX_DIMENSIONS, Field, Schema
 from raggedstore.segment.appended import hdf5_size
 from raggedstore.segment.blocks import BlockTable, blocks_of
+from raggedstore.segment.boxes import box_of, decode_boxes
 from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.filters import PIPELINE, unfilter
@@ -310,9 +311,11 @@ def _chunked(node: Any, column: Column, rows: int, data: FileBytes, userblock: i
         if ordered is not None:
             entries, skipped = ordered
             check_bounds(entries, len(data), nbytes, column.name)
-            if filters == [BLOSC2] and not skipped.any():
-                blocks = _blocks(entries, nbytes, data)
-                return DatasetTable(column, rows, shape[0], entries, blocks)
+            if filters == [BLOSC2]:
+                decode = partial(decode_boxes, shape=shape, dtype=column.dtype)
+                if not skipped.any() and not _any_boxes(entries, shape, data):
+                    blocks = _blocks(entries, nbytes, data)
+                    return DatasetTable(column, rows, shape[0], entries, blocks)
             stored = _stored(decode, skipped)
             return DatasetTable(column, rows, shape[0], entries, source=stored)
     chunk_rows = _run_rows(column, rows, shape[0])
@@ -379,6 +382,19 @@ class _Chunks:
             return None  # HDF5 takes a chunk that is not there for one of fill values
         # It stores one as it is where an optional filter could make nothing of it.
         return self.entries[:count], self.masks[:count] != 0
+
+
+def _any_boxes(entries: npt.NDArray[Any], shape: tuple[int, ...], data: FileBytes) -> bool:
+    """Whether some Blosc2 chunk is cut into boxes, or says what makes no sense of it."""
+    if len(shape) == 1:
+        return False
+    for offset, size in entries[["offset", "size"]].tolist():
+        try:
+            if box_of(data.read(offset, min(size, _HEAD_BYTES)), shape) is not None:
+                return True
+        except CorruptionError:
+            return True  # of that chunk alone, and said when it is read
+    return False
 
 
 def _blocks(entries: npt.NDArray[Any], chunk_nbytes: int, data: FileBytes) -> BlockTable | None:

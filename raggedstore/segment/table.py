@@ -129,8 +129,8 @@ class SegmentTable:
                 f"a chunk table of version {data[7]}; this raggedstore reads {MAGIC[7]}"
             )
         (length,) = struct.unpack_from("<Q", data, 8)
-        if length > min(len(data) - 24, _MAX_HEADER):
-            raise CorruptionError("a chunk table's header is longer than its file")
+        if length > min(len(data) - 24, _MAX_HEADER) or length % 8:
+            raise CorruptionError("a chunk table's header is of no length that it can have")
         try:
             header = strictjson.loads(bytes(data[16 : 16 + length]))
             schema = Schema.from_json(header["schema"])

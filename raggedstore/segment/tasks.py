@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 __all__ = ["Task", "run"]
 
@@ -27,7 +28,9 @@ def run(tasks: list[Task], pool: ThreadPoolExecutor | None, threads: int) -> Non
                 return
             task()
 
-    others = [pool.submit(work) for _ in range(min(threads, len(tasks)) - 1)]
+    others: list[Future[None]] = []
+    with suppress(RuntimeError):  # the interpreter ends, or has no more threads: all is done here
+        others += (pool.submit(work) for _ in range(min(threads, len(tasks)) - 1))
     try:
         work()
     finally:

@@ -1,4 +1,4 @@
-"""Descriptors are closed without a word, whatever the system says of it."""
+"""Descriptors: closed without a word, and never while they are used."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raggedstore.segment.file import Descriptor
+from raggedstore.segment.file import Descriptor, FileBytes, OpenFiles
 
 
 def test_a_close_that_fails_has_closed_and_is_no_error(
@@ -26,3 +26,32 @@ def test_a_close_that_fails_has_closed_and_is_no_error(
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+def test_a_file_stays_open_while_it_is_read_whatever_others_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number would be given to the next file that is opened, and that be read in its place."""
+    (tmp_path / "a").write_bytes(b"aaaa")
+    (tmp_path / "b").write_bytes(b"bb")
+    files = OpenFiles(1)
+    calls = {"pread": os.pread, "fstat": os.fstat, "preadv": os.preadv}
+
+    def meanwhile(name: str, *arguments: object) -> object:
+        monkeypatch.undo()
+        files.get(tmp_path / "b")  # has the other dropped, as another thread would
+        return calls[name](*arguments)
+
+    def interrupted(name: str) -> None:
+        files.get(tmp_path / "a")
+        monkeypatch.setattr(os, name, lambda *arguments: meanwhile(name, *arguments))
+
+    interrupted("fstat")
+    data = FileBytes(tmp_path / "a", files)
+    assert len(data) == 4
+    interrupted("pread")
+    assert bytes(data.read(0, 2)) == b"aa"
+    interrupted("preadv")
+    out = bytearray(2)
+    data.read_into(0, memoryview(out))
+    assert out == b"aa"

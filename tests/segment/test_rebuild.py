@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
+import hdf5plugin
 import numpy as np
 import pytest
 import tables
@@ -76,3 +78,72 @@ def test_a_file_that_pytables_wrote_reads_whole_and_in_part(
         pieces = [want[a:b] for a, b in zip(starts, stops, strict=True)]
         np.testing.assert_array_equal(column.read(starts, stops), np.concatenate(pieces))
     np.testing.assert_array_equal(column.read(np.array([0]), np.array([rows])), want)
+
+
+@pytest.mark.parametrize("tool", ["pytables", "h5py"])
+@pytest.mark.parametrize(
+    ("shape", "chunk_rows"),
+    [
+        ((4000, 768), 256),
+        ((4000, 512), 1024),
+        ((1000, 64), 256),  # whose blocks are runs of rows
+        ((300, 64, 64), 16),
+        ((3000, 28, 28), 1000),  # which no whole boxes fill
+        ((100, 96, 96, 3), 7),
+    ],
+)
+def test_blocks_of_several_dimensions_are_put_together(
+    tmp_path: Path, tool: str, shape: tuple[int, ...], chunk_rows: int
+) -> None:
+    """PyTables and HDF5's filter cut chunks of rows into boxes that cross the rows."""
+    want = np.random.default_rng(0).integers(0, 99, shape).astype("f4")
+    path, chunk = tmp_path / "a.h5", (chunk_rows, *shape[1:])
+    if tool == "pytables":
+        with tables.open_file(str(path), "w") as h5:
+            group, filters = h5.create_group("/", "x"), tables.Filters(1, "blosc2:lz4")
+            h5.create_carray(group, "data", obj=want, filters=filters, chunkshape=chunk)
+    else:
+        with h5py.File(path, "w") as h5:
+            h5.create_dataset("x/data", data=want, chunks=chunk, **hdf5plugin.Blosc2("lz4"))
+
+    store = rs.open(path)
+
+    np.testing.assert_array_equal(store["x"].batch(slice(None)), want)
+    wanted = np.random.default_rng(1).integers(0, len(want), 40)
+    np.testing.assert_array_equal(store["x"].batch(wanted), want[wanted])
+    np.testing.assert_array_equal(store["x"][-1], want[-1])
+    assert not store.verify().faults
+
+
+def test_what_pytables_appends_to_an_exported_file_is_read_with_it(tmp_path: Path) -> None:
+    want = np.random.default_rng(0).integers(0, 9, (700, 768)).astype("f4")
+    with rs.create(tmp_path / "store", {"x": rs.Field("f4", (768,))}) as store:
+        with store.writer() as writer:
+            writer.extend_batch({"x": want[:500]})
+        store.export(tmp_path / "a.h5")
+    with tables.open_file(str(tmp_path / "a.h5"), "a") as h5:
+        h5.root.x.data.append(want[500:])
+
+    np.testing.assert_array_equal(rs.open(tmp_path / "a.h5")["x"].batch(slice(None)), want)
+
+
+def test_a_plug_in_that_a_file_without_a_table_asks_for_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in the process that reads what is not read here."""
+    (tmp_path / "blosc2_grok.py").write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    want = np.arange(64 * 64, dtype="i4").reshape(64, 64) // 9
+    for name, chunk in [("rows.h5", (32, 64)), ("parts.h5", (32, 32))]:
+        with h5py.File(name, "w") as h5:
+            made = h5.create_dataset("x/data", data=want, chunks=chunk, **hdf5plugin.Blosc2("lz4"))
+            for at in [made.id.get_chunk_info(i).chunk_offset for i in range(2)]:
+                mask, stored = made.id.read_direct_chunk(at)
+                frame = bytearray(stored)
+                head = int.from_bytes(frame[11:15], "big")
+                frame[head + 2], frame[head + 22] = frame[head + 2] & 0x1F | 6 << 5, 37
+                made.id.write_direct_chunk(at, bytes(frame), mask)
+        for key in (3, slice(None), [40, 2]):
+            with pytest.raises(rs.CorruptionError):
+                rs.open(name)["x"].batch([key] if isinstance(key, int) else key)
+    assert not (tmp_path / "ran").exists()
