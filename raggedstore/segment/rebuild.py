@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ from raggedstore.layout import (
 )
 from raggedstore.schema import MAX_DIMENSIONS, Field, Schema
 from raggedstore.segment.appended import hdf5_size
-from raggedstore.segment.blocks import BlockTable, blocks_of
+from raggedstore.segment.blocks import BlockTable, block_checksums, blocks_of
 from raggedstore.segment.boxes import box_of, decode_boxes
 from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
@@ -49,9 +50,10 @@ from raggedstore.segment.table import (
     SegmentTable,
     check_bounds,
     check_together,
+    checksum,
 )
 
-__all__ = ["rebuild_table"]
+__all__ = ["rebuild_table", "with_checksums"]
 
 BLOSC, BLOSC2 = 32001, 32026
 _HEAD_BYTES = 2**13  # where a chunk of up to some 2,000 blocks says where they lie
@@ -112,6 +114,37 @@ def rebuild_table(
         raise CorruptionError(
             f"{name}: not readable as HDF5: {type(error).__name__}: {error}"
         ) from error
+
+
+def with_checksums(table: SegmentTable, data: FileBytes) -> SegmentTable:
+    """A rebuilt table with the checksums of what the file holds now.
+
+    Raises
+    ------
+    FormatError
+        A dataset is not compressed as the writer does.
+    """
+    datasets = {
+        name: {column: _checksummed(dataset, data) for column, dataset in columns.items()}
+        for name, columns in table.datasets.items()
+    }
+    return replace(table, datasets=datasets, checksums=True)
+
+
+def _checksummed(dataset: DatasetTable, data: FileBytes) -> DatasetTable:
+    if dataset.source is not None:
+        raise FormatError(f"{dataset.column.name} is not compressed as the writer does")
+    entries, blocks = dataset.entries.copy(), dataset.blocks
+    checks = None if blocks is None else np.zeros_like(blocks.checks)
+    for i, (offset, size, _) in enumerate(entries.tolist()):
+        stored = data.read(offset, size)
+        entries["xxh3"][i] = checksum(stored)
+        if blocks is not None and checks is not None and blocks.known[i]:
+            edges = np.array(blocks.run(i, 0, checks.shape[1]), np.uint32)
+            checks[i] = block_checksums(stored, edges)
+    if blocks is not None and checks is not None:
+        blocks = replace(blocks, checks=checks)
+    return replace(dataset, entries=entries, blocks=blocks)
 
 
 class _Stream(io.RawIOBase):

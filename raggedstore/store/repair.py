@@ -49,13 +49,11 @@ from raggedstore.indexing import Positions
 from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
-from raggedstore.segment.blocks import block_checksums
 from raggedstore.segment.codec import Compression
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.reader import SegmentReader
-from raggedstore.segment.rebuild import rebuild_table
-from raggedstore.segment.table import DatasetTable, checksum
+from raggedstore.segment.rebuild import rebuild_table, with_checksums
 from raggedstore.store import files
 from raggedstore.store.commit import commit, digest_of, remove_segments, segments_folder, utc_now
 from raggedstore.store.compaction import copy_samples
@@ -355,28 +353,7 @@ def _remade_index(manifest: Manifest, entry: SegmentEntry, data: FileBytes) -> b
     table = rebuild_table(entry.file, data)
     if table.schema != manifest.schema or table.samples != entry.samples:
         raise CorruptionError(f"segment {entry.file}: not of the schema and length of the store")
-    datasets = {
-        name: {column: _checksummed(dataset, data) for column, dataset in columns.items()}
-        for name, columns in table.datasets.items()
-    }
-    return replace(table, datasets=datasets, checksums=True).dumps()
-
-
-def _checksummed(dataset: DatasetTable, data: FileBytes) -> DatasetTable:
-    """A dataset's part of a chunk table, its checksums taken from the file."""
-    if dataset.source is not None:
-        raise FormatError(f"{dataset.column.name} is not compressed as the writer does")
-    entries, blocks = dataset.entries.copy(), dataset.blocks
-    checks = None if blocks is None else np.zeros_like(blocks.checks)
-    for i, (offset, size, _) in enumerate(entries.tolist()):
-        stored = data.read(offset, size)
-        entries["xxh3"][i] = checksum(stored)
-        if blocks is not None and checks is not None and blocks.known[i]:
-            edges = np.array(blocks.run(i, 0, checks.shape[1]), np.uint32)
-            checks[i] = block_checksums(stored, edges)
-    if blocks is not None and checks is not None:
-        blocks = replace(blocks, checks=checks)
-    return replace(dataset, entries=entries, blocks=blocks)
+    return with_checksums(table, data).dumps()
 
 
 # The new version

@@ -270,6 +270,17 @@ def test_without_idx_and_digest_nothing_vouches_for_a_segment(store: rs.Store, d
     assert f"chunk table is {damage} and its file damaged" in report.lost[0].message
 
 
+def test_without_its_idx_what_is_damaged_once_it_is_open_is_an_error(store: rs.Store) -> None:
+    path = segment_path(store, 1)
+    path.with_suffix(".idx").unlink()
+    fresh = reopen(store, budget=0)  # so that nothing is held
+    assert fresh[199]["text"] == "text 199"
+    flip(path, place_of(store, "values", "data", 1, 0))
+
+    with pytest.raises(rs.CorruptionError, match="checksum"):
+        fresh["values"].batch(slice(None))
+
+
 def test_without_its_idx_a_damaged_segment_is_an_error_and_never_wrong(store: rs.Store) -> None:
     path = segment_path(store, 1)
     flip(path, place_of(store, "values", "data", 1, 0))
