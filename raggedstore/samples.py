@@ -596,6 +596,16 @@ class Concatenation(Samples):
     def concurrent(self) -> bool:
         return all(part.concurrent for part in self._parts)
 
+    @property
+    def sizes_of_parts(self) -> Positions:
+        """(parts,) how many samples each had when they were put side by side, and has here."""
+        return np.diff(self._starts)
+
+    @property
+    def makeup(self) -> str:
+        """What tells it from others of as many samples."""
+        return f"parts of {self.sizes_of_parts.tolist()} samples"
+
     def __repr__(self) -> str:
         return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"
 

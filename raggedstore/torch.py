@@ -140,7 +140,9 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
     once).
 
     A loader reads in threads of its own, which do not hold Python's lock: workers are for
-    transforms that do. The loader's budget is each worker's.
+    transforms that do. The loader's budget is each worker's, and what `on_error` sets aside is
+    noted in the worker's copy, which ends with it: let a transform say what it meets, or run an
+    epoch without workers to have the list.
 
     ``StatefulDataLoader`` of torchdata finds here what it needs to go on with as many workers. To
     go on with another number of them, count the batches and save ``loader.state_after``.
@@ -158,12 +160,17 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         self.loader, self.ragged = loader, ragged
         for name, field in loader.samples.schema.items():
             check_torch_dtype(field.dtype, f"field {name!r}")
-        # For each worker, seen by all processes: which epoch is its next, and as of which change
-        # of the loader here. A worker's copy of the loader ends with it, when an epoch does.
+        # For each worker, seen by all processes: as of which change of the loader here it is; what
+        # workers of one DataLoader have in common; the epoch that they began with; and the one that
+        # it began last. Its copy of the loader ends with it, when an epoch does, and the next
+        # DataLoader may have other numbers of workers.
         torch = require("torch", "torch")
-        self._next = torch.zeros((_MOST_WORKERS, 2), dtype=torch.int64).share_memory_()
+        self._seen = torch.zeros((_MOST_WORKERS, 4), dtype=torch.int64).share_memory_()
         self._changes: int | None = None
+        self._listed = False
         self._phase, self._begun = 0, 0
+        #: Where an iterator begins that has handed over nothing, and as of which change.
+        self._unused: tuple[int, dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch; TypeError where each has another number of them."""
@@ -180,23 +187,64 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         if worker >= _MOST_WORKERS:
             raise UsageError(f"{workers} workers, and there may be {_MOST_WORKERS}")
         if info is not None:
-            self._find_epoch(self._next[worker])
+            if self.loader.follow:
+                raise UsageError(
+                    "with follow=True each worker could begin an epoch on another version: call "
+                    "refresh() on the loader before an epoch's workers start"
+                )
+            self._find_epoch(info)
+        elif (last := self._last_begun(self.loader.changes + 1)) is not None:
+            self._at(last + 1)  # workers have had epochs meanwhile
+        elif self._unused is not None and self._unused[0] == self.loader.changes:
+            # An iterator that handed over nothing has had no epoch: torchdata makes one and drops
+            # it where it goes on from an epoch's end.
+            self.load_state_dict(self._unused[1])
         phase, self._phase = self._phase, 0
         state = self.loader.state_dict()
         self._begun = state["batches"] - phase * self.loader.batches_a_step
-        return self._tensors(self.loader.iterate(worker, workers, phase=phase))
+        batches = self.loader.iterate(worker, workers, phase=phase)
+        if info is None:
+            self._unused = self.loader.changes, self.state_dict()
+        return self._tensors(batches)
 
-    def _find_epoch(self, following: Any) -> None:
-        """Have this worker's copy of the loader at the epoch that is next."""
+    def _find_epoch(self, info: Any) -> None:
+        """Have this worker's copy of the loader at the epoch that is next.
+
+        All workers of a DataLoader begin with the same one, whoever is first: a row has it before
+        it says whose it is, and that before what its worker began, and is read the other way round.
+        """
+        row, common = self._seen[info.id], int(info.seed) - int(info.id)
         if self._changes is None:  # a copy as it was when the worker started
             self._changes = self.loader.changes + 1
-            if int(following[0]) == self._changes:
-                self.loader.set_epoch(int(following[1]))
-        following[0], following[1] = self._changes, self.loader.epoch + 1
+            last = self._last_begun(self._changes)
+            changes, whose, first = (self._seen[:, i].clone() for i in range(3))
+            peers = first[(changes == self._changes) & (whose == common)]
+            if len(peers):
+                self._at(int(peers[0]))
+            elif last is not None:
+                self._at(last + 1)
+        epoch = self.loader.epoch
+        if not self._listed:
+            row[2] = epoch
+            row[1] = common
+            self._listed = True
+        row[3] = epoch
+        row[0] = self._changes
+
+    def _last_begun(self, changes: int) -> int | None:
+        """The last epoch that workers have begun as of a change of the loader here."""
+        known = self._seen[:, 0] == changes
+        return int(self._seen[known, 3].max()) if known.any() else None
+
+    def _at(self, epoch: int) -> None:
+        """Have the loader at an epoch's beginning, or wherever in it it is."""
+        if epoch != self.loader.epoch:
+            self.loader.set_epoch(epoch)
 
     def _tensors(self, batches: Iterator[Any]) -> Iterator[Any]:
         schema = self.loader.samples.schema
         for batch in batches:
+            self._unused = None
             if isinstance(batch, dict):
                 flat: dict[str, Any] = {}
                 for name, column in batch.items():
@@ -205,19 +253,26 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
                 yield to_tensors(flat, self.ragged, schema=schema)
             else:
                 yield batch
+        self._unused = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process' copy of the loader is: plain JSON."""
         state = self.loader.state_dict()
         phase = (state["batches"] - self._begun) // self.loader.batches_a_step
-        return {"loader": state, "phase": phase}
+        return {"loader": state, "phase": phase, "world_size": self.loader.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, in the same worker of as many."""
         try:
-            loader, phase = state["loader"], int(state["phase"])
+            loader, phase, world = state["loader"], int(state["phase"]), int(state["world_size"])
         except (KeyError, TypeError, ValueError):
             raise UsageError("this is no state of a LoaderDataset") from None
-        self._changes = self.loader.changes + 1  # before the next: as it is where this was copied
+        if world != self.loader.world_size:
+            raise UsageError(
+                f"the state is of workers of {world} processes, and there are "
+                f"{self.loader.world_size}: save loader.state_after() to go on with other numbers"
+            )
+        if require("torch.utils.data", "torch").get_worker_info() is not None:
+            self._changes = self.loader.changes + 1  # as it is where this was copied
         self.loader.load_state_dict(loader)
         self._phase = phase

@@ -141,6 +141,9 @@ class Rule(ABC):
         return columns
 
 
+_MOST = 2**62  # of which the sum of two still is an int64
+
+
 def at_least(least: int, value: Any, what: str) -> int:
     """`value` as an int; UsageError where it is none, or less than `least`."""
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
@@ -148,6 +151,8 @@ def at_least(least: int, value: Any, what: str) -> int:
     number = int(value.__index__())
     if number < least:
         raise UsageError(f"{what} must be at least {least}, got {number}")
+    if number > _MOST:
+        raise UsageError(f"{what} must be at most 2**62, got {number}")
     return number
 
 

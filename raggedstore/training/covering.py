@@ -9,10 +9,10 @@ import numpy as np
 
 from raggedstore.errors import UsageError
 from raggedstore.indexing import Positions
-from raggedstore.samples import Growing, Part, Samples, Selection
+from raggedstore.samples import Concatenation, Growing, Part, Samples, Selection
 from raggedstore.where import is_rule, resolve
 
-__all__ = ["Cover", "check_grows"]
+__all__ = ["Cover", "check_grows", "parts_of"]
 
 
 class _First(Selection):
@@ -61,6 +61,16 @@ class Cover:
         chosen = resolve(self._where, self._base, 0, self._asked)
         assert chosen is not None
         return hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def parts_of(samples: Samples) -> str:
+    """What tells several stores side by side from others: how many samples each has.
+
+    Where one has more than it had, the samples of those after it have other positions.
+    """
+    if isinstance(samples, Selection):
+        return parts_of(samples._base)
+    return samples.makeup if isinstance(samples, Concatenation) else ""
 
 
 def check_grows(samples: Samples) -> Growing:

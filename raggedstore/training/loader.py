@@ -28,7 +28,7 @@ from raggedstore.training import columns
 from raggedstore.training.ahead import Jobs
 from raggedstore.training.batching import FixedSize, Rule, at_least
 from raggedstore.training.columns import Collate
-from raggedstore.training.covering import Cover, check_grows
+from raggedstore.training.covering import Cover, check_grows, parts_of
 from raggedstore.training.crops import Crop
 from raggedstore.training.dealing import Cursor, Dealt, Even, Plan, Share, deal
 from raggedstore.training.keys import check_seed
@@ -140,6 +140,7 @@ class Loader:
         With ``collate="padded"``: (longest, n, ...) instead of (n, longest, ...).
     follow
         Take a store's newest version at the beginning of each epoch; of a part of a split likewise.
+        Not where several processes share an epoch, which would have to find the same one.
     on_error
         "raise", or "skip": a sample that cannot be read, since its data are damaged or the system
         refuses them, or whose transform (see `map`) fails, is set aside and noted in `quarantine`.
@@ -204,7 +205,12 @@ class Loader:
         if not isinstance(self.order, Order):
             raise UsageError(f"order is Sequential(), Shuffled() or Permuted(), got {self.order!r}")
         self.batch = batch if isinstance(batch, Rule) else FixedSize(batch)
-        self.crop = (crop,) if isinstance(crop, Crop) else tuple(crop)
+        self.crop = (crop,) if isinstance(crop, Crop) else crop
+        if not isinstance(self.crop, (list, tuple)) or not all(
+            isinstance(one, Crop) for one in self.crop
+        ):
+            raise UsageError(f"crop is a Crop, or several, got {crop!r}")
+        self.crop = tuple(self.crop)
         self.world_size = at_least(1, world_size, "world_size")
         self.rank = at_least(0, rank, "rank")
         if self.rank >= self.world_size:
@@ -221,6 +227,11 @@ class Loader:
         self.follow = bool(follow)
         if self.follow:
             check_grows(samples)
+            if self.world_size > 1:
+                raise UsageError(
+                    "with follow=True each process could begin an epoch on another version: have "
+                    "one of them refresh(), and the others load its state_dict()"
+                )
 
         if on_error not in ("raise", "skip"):
             raise UsageError(f"on_error is 'raise' or 'skip', got {on_error!r}")
@@ -241,6 +252,9 @@ class Loader:
         self._cover(len(samples))
         self._check()
         self._collate = self._collator()
+        self._newest: int | None = None  # samples to take in once no epoch is on
+        #: The epoch that goes on after other numbers of processes began it.
+        self._rejoined: int | None = None
         self._place: _Progress | _Place = _Progress(0)
         self._ended = True  # whether what is to come next is an epoch's beginning
         #: How often it was said where to go on, or gone on.
@@ -334,6 +348,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
         self._place, self._ended = _Progress(check_seed(epoch, what="epoch")), True
+        self._take_in()
         self.changes += 1
 
     def __repr__(self) -> str:
@@ -521,8 +536,11 @@ class Loader:
         For processes that together hand over what one loader would, in turn. Where they have handed
         over `phase` batches before, it is worker ``phase % workers`` that has the first.
         """
+        if not 0 <= worker < workers:
+            raise UsageError(f"worker {worker} of {workers}: workers are counted from 0")
         if not self._ended:
             self._place = _Progress(self._progress.epoch + 1)
+            self._take_in()
         if self.follow and not self._progress.begun:
             self.refresh()
         self._place, self._ended = replace(self._progress, begun=True), False
@@ -583,6 +601,7 @@ class Loader:
                     del batch  # so that the loop alone holds it
             if self._place is latest:
                 self._place, self._ended = _Progress(begun.epoch + 1), True
+                self._take_in()
             whole = True
         finally:
             watch.ended(whole=whole, processes=stages.processes)
@@ -606,19 +625,28 @@ class Loader:
     # Growing
 
     def refresh(self) -> int:
-        """Take the store's newest version from the next epoch on; how many samples there are.
+        """Take the store's newest version from the next epoch on; how many samples it will have.
 
         The order goes on as it was, with the new samples in it; only where windows have outgrown
-        the memory are they cut anew. An epoch that is on goes on over what it began with.
+        the memory are they cut anew. An epoch that is on goes on over what it began with, and so do
+        its states.
         """
         check_grows(self._base).refresh()
-        if len(self._base) != self._count:
-            self._cover(len(self._base))
+        self._newest = len(self._base)
+        self._take_in()
+        return len(self.samples if self._newest is None else self._cover_of.first(self._newest))
+
+    def _take_in(self) -> None:
+        """Cover what was refreshed to, unless an epoch is on: its plan is of what it began with."""
+        if self._newest is None or self._progress.begun:
+            return
+        count, self._newest = self._newest, None
+        if count != self._count:
+            self._cover(count)
             if self._geometry is not None:
                 fresh = self._measure()
                 if fresh["order"].get("windows", 0) > 2 * self._geometry["order"].get("windows", 0):
                     self._geometry = {**self._geometry, "order": fresh["order"]}
-        return len(self.samples)
 
     # Going on
 
@@ -638,6 +666,7 @@ class Loader:
             "epoch": progress.epoch,
             "begun": progress.begun,
             "batches": progress.batches,
+            "batches_a_step": self.batches_a_step,
             "unit": cursor.unit,
             "given": cursor.given,
             "left": [picks.to_json() for picks in cursor.left],
@@ -654,6 +683,7 @@ class Loader:
             "crop": repr(self.crop),
             "where": self._cover_of.digest(),
             "drop_last": repr(self.drop_last),
+            "parts": parts_of(self._base),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -680,6 +710,9 @@ class Loader:
             self._cover(count)
         self.batch.share(self.world_size, geometry["batch"])
         self._geometry = geometry
+        self._rejoined = None
+        if progress.batches and state["batches_a_step"] != self.batches_a_step:
+            self._rejoined = progress.epoch
         self._place, self._ended = progress, True
         self.changes += 1
 
@@ -691,16 +724,15 @@ class Loader:
                     f"this raggedstore goes on from format {_STATE} and order {ORDER_VERSION}"
                 )
             for name, mine in self._options().items():
-                if state["options"][name] != mine:
+                if (theirs := state["options"][name]) != mine:
                     raise UsageError(
-                        f"the state is of a loader with {name}={state['options'][name]}, and this "
-                        f"one has {mine}"
+                        f"the state is of a loader with {name}={theirs}, and this one has {mine}"
                     )
             numbers = [
                 at_least(0, state[name], name)
-                for name in ("epoch", "batches", "unit", "given", "samples")
+                for name in ("epoch", "batches", "unit", "given", "samples", "batches_a_step")
             ]
-            epoch, batches, unit, given, count = numbers
+            epoch, batches, unit, given, count, _ = numbers
             left = tuple(Picks.from_json(lists) for lists in state["left"])
             for picks in left:
                 if len(picks) and not 0 <= picks.positions.min() <= picks.positions.max() < count:
@@ -723,7 +755,7 @@ class Loader:
         epoch
             By default the one that is on, or comes next.
         """
-        number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
+        number = self._planned(epoch)
         wanted = at_least(0, batches, "batches")
         progress, seen = _Progress(number, begun=True), 0
         world = self.batches_a_step
@@ -737,6 +769,17 @@ class Loader:
             else:
                 raise UsageError(f"epoch {number} has only {seen} batches, not {wanted}")
         return self._state(progress)
+
+    def _planned(self, epoch: int | None) -> int:
+        """The epoch that is meant, which must be planned from its beginning to be known."""
+        number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
+        if number == self._rejoined:
+            raise UsageError(
+                f"epoch {number} was begun by another number of processes, so that its batches "
+                f"cannot be counted from the beginning: ask again from the next one on, or take "
+                f"state_dict() where the loader itself is iterated over"
+            )
+        return number
 
     # Who saw what when
 
@@ -766,7 +809,7 @@ class Loader:
         return None
 
     def _batches_of(self, epoch: int | None) -> Iterator[Batches]:
-        number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
+        number = self._planned(epoch)
         return (dealt.batches for dealt in self._deals(_Progress(number)))
 
 

@@ -78,6 +78,10 @@ class Mixture(Concatenation):
         return f"Mixture({{{parts}}}, count={self.count})"
 
     @property
+    def makeup(self) -> str:
+        return f"{super().makeup}, weights {list(self.weights)}, {self.count} an epoch"
+
+    @property
     def parts(self) -> tuple[Samples, ...]:
         """The stores or views."""
         return tuple(self._parts)
@@ -113,13 +117,14 @@ class Mixed(Order):
         sizes = [Sizes(part) for part in parts]
         shares = np.array([w * s.mean for w, s in zip(self._mixture.weights, sizes, strict=True)])
         geometries = []
-        for part, size, share in zip(parts, sizes, shares / shares.sum(), strict=True):
+        counts = self._mixture.sizes_of_parts.tolist()
+        for count, size, share in zip(counts, sizes, shares / shares.sum(), strict=True):
             each = self._each
             if isinstance(each, Shuffled):
                 each = replace(each, window=max(1, int(parse_bytes(each.window) * share)))
             seen = replace(
                 outlook,
-                samples=len(part),
+                samples=count,
                 sample_bytes=size.mean,
                 first_bytes=size.mean_of_first(),
                 window_bytes=max(1, int(outlook.window_bytes * share)),
@@ -144,11 +149,11 @@ class _MixedUnits(Units):
         super().__init__(-(-mixture.count // self._unit), key)
         self._weights, self._counts = mixture.weights, mixture.counts
         self._sources = [
-            _Source(each, len(part), geometry["parts"][k], k, len(mixture.parts))
-            for k, part in enumerate(mixture.parts)
+            _Source(each, count, geometry["parts"][k], k, len(mixture.parts))
+            for k, count in enumerate(mixture.sizes_of_parts.tolist())
         ]
         self._begun = self._counts * epoch  # what earlier epochs had of each
-        self._starts = np.cumsum([0, *(len(part) for part in mixture.parts)])
+        self._starts = np.cumsum([0, *mixture.sizes_of_parts])
 
     def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
         positions = []

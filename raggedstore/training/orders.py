@@ -299,6 +299,8 @@ class Weighted(Order):
         self.seed = check_seed(seed)
         self.count = None if count is None else check_seed(count, what="count")
         self._total = np.cumsum(given)
+        if len(given) and not np.isfinite(self._total[-1]):
+            raise UsageError("weights come to more than a float holds")
         # Told apart, since a run must not go on with other weights: hashed here, and not whenever a
         # state is asked for or loaded.
         self._digest = hashlib.sha256(self._total.astype("<f8", copy=False).data).hexdigest()[:8]

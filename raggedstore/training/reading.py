@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, offsets_of
-from raggedstore.errors import CorruptionError, StorageError
+from raggedstore.errors import CorruptionError, SampleError, StorageError
 from raggedstore.indexing import stable_order
 from raggedstore.samples import Column, Samples, present
 from raggedstore.schema import Field
@@ -268,12 +268,26 @@ class Reader:
         """For each cropped field where the windows of the picked samples begin and end."""
         windows: Windows = {}
         if picks.starts is not None and picks.stops is not None:
+            self._check_alike(picks.positions)
             windows = dict.fromkeys(self._rule.fields, (picks.starts, picks.stops))
         for crop in self._crops:
             lengths = self._measures.dims(crop.fields[0])(picks.positions)[:, 0]
             bounds = crop.windows(picks.positions, lengths, self._epoch, picks.turns)
             windows.update(dict.fromkeys(crop.fields, bounds))
         return windows
+
+    def _check_alike(self, positions: Int64s) -> None:
+        """SampleError where fields that are cut together differ in length."""
+        first, *others = self._rule.fields
+        for name in others:
+            lengths = self._measures.dims(first)(positions)[:, 0]
+            theirs = self._measures.dims(name)(positions)[:, 0]
+            if (differ := np.flatnonzero(lengths != theirs)).size:
+                i = differ[0]
+                raise SampleError(
+                    f"sample {positions[i]}: {first!r} is {lengths[i]} long, and {name!r}, which "
+                    f"{self._rule!r} cuts with it, {theirs[i]}"
+                )
 
     def _bytes(self, picks: Picks, windows: Windows) -> Int64s:
         """(k,) how many bytes each of the picked samples takes once it is read."""

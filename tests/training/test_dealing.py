@@ -398,6 +398,64 @@ def test_an_epoch_follows_the_store_only_where_it_is_asked_to(tmp_path: Path) ->
         Loader(store.split({"a": 0.5}, by=[0] * 11)["a"], follow=True)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_refresh_leaves_the_states_of_an_epoch_that_is_on_as_they_were(
+    tmp_path: Path, loaded: bool
+) -> None:
+    store = rs.create(tmp_path / "grows", {"i": rs.Field("i8")})
+
+    def add(first: int, last: int) -> None:
+        with rs.open(store.path, "a").writer() as writer:
+            writer.extend({"i": i} for i in range(first, last))
+
+    def made() -> Loader:
+        return Loader(rs.open(store.path), order=Permuted(1), batch=10)
+
+    add(0, 100)
+    loader = made()
+    batches = iter(loader)
+    begun = ids_of([next(batches) for _ in range(4)])
+    state = loader.state_dict()
+    add(100, 160)
+    if loaded:
+        loader = made()
+        loader.load_state_dict(state)
+        assert loader.refresh() == 160
+        batches = iter(loader)
+    else:
+        assert loader.refresh() == 160
+    begun += ids_of([next(batches)])
+    again = made()
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert loader.step_of(begun[0]) == 0 and len(loader) == 10
+
+    rest = ids_of(batches)
+    assert sorted(begun + rest) == list(range(100))
+    assert ids_of(again) == rest
+    assert len(loader.samples) == 160 and sorted(ids_of(loader)) == list(range(160))
+
+
+def test_processes_do_not_follow_a_store_each_by_itself(store: rs.Store) -> None:
+    with pytest.raises(rs.UsageError, match="refresh"):
+        Loader(store, world_size=2, follow=True)
+
+
+def test_an_epoch_that_others_began_cannot_be_counted_from_its_beginning(store: rs.Store) -> None:
+    begun = Loader(store, batch=5, rank=1, world_size=2)
+    batches = iter(begun)
+    next(batches)
+    loader = Loader(store, batch=5, rank=1, world_size=3)
+    loader.load_state_dict(begun.state_dict())
+    next(iter(loader))
+    for ask in (loader.state_after, loader.samples_at, loader.step_of):
+        with pytest.raises(rs.UsageError, match="another number of processes"):
+            ask(2)
+        ask(2, epoch=1)
+    same = Loader(store, batch=5, rank=0, world_size=2)
+    same.load_state_dict(begun.state_dict())
+    assert same.samples_at(0).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_loader_of_a_part_takes_in_what_that_part_gets(tmp_path: Path) -> None:
     store = rs.create(tmp_path / "grows", {"i": rs.Field("i8"), "label": rs.Field("i8")})
 
@@ -476,6 +534,23 @@ def test_an_order_does_not_depend_on_prefetch(tmp_path: Path) -> None:
 
 def ids_in_order(loader: Loader) -> list[int]:
     return [i for batch in run(loader) for i in batch["i"]]
+
+
+def ids_of(batches: Any) -> list[int]:
+    return [int(i) for batch in batches for i in batch["i"]]
+
+
+@pytest.mark.parametrize("rule", [Packed(("a", "c"), 32), Windowed(("a", "c"), 8, streams=2)])
+def test_fields_that_are_cut_together_must_be_of_one_length(tmp_path: Path, rule: Any) -> None:
+    vector = rs.Field("u1", (None,))
+    with rs.create(tmp_path / "store", {"a": vector, "c": vector}) as made:
+        with made.writer() as writer:
+            for i in range(20):
+                length = i % 5 + 2
+                more = np.zeros(length + (i == 13), "u1")
+                writer.append({"a": np.zeros(length, "u1"), "c": more})
+        with pytest.raises(rs.SampleError, match=r"sample 13: 'a' is 5 long, and 'c'.*6"):
+            list(Loader(made, batch=rule))
 
 
 def test_a_stream_that_has_run_out_shows_no_sample(store: rs.Store) -> None:

@@ -120,3 +120,46 @@ def test_stores_of_other_fields_do_not_mix(stores: list[rs.Store], tmp_path: Pat
 
     with pytest.raises(rs.SchemaError):
         Mixture({stores[0]: 1, other: 1})
+
+
+@pytest.mark.parametrize("order", [Sequential(), Permuted(1), Shuffled(1)], ids=repr)
+def test_a_mixture_stays_as_it_was_made_though_its_stores_grow(tmp_path: Path, order: Any) -> None:
+    made = []
+    for k in range(2):
+        store = rs.create(tmp_path / str(k), {"i": rs.Field("i8")})
+        with store.writer() as writer:
+            writer.extend({"i": 1000 * k + i} for i in range(50))
+        made.append(store)
+    loaders = [Loader(Mixture({made[0]: 0.8, made[1]: 0.2}), order=order) for _ in range(2)]
+    epochs = [drawn(loaders[0]) for _ in range(3)]
+    assert drawn(loaders[1]) == epochs[0]
+
+    with made[0].writer() as writer:
+        writer.extend({"i": i} for i in range(50, 80))
+    made[0].refresh()
+
+    assert [drawn(loaders[1]) for _ in range(2)] == epochs[1:]
+
+
+def test_a_state_of_another_mixture_or_of_stores_that_have_grown_is_refused(
+    stores: list[rs.Store],
+) -> None:
+    a, b, c = stores
+    mixture = Mixture({a: 0.5, b: 0.5}, count=60)
+    state = Loader(mixture).state_dict()
+    others = [
+        Mixture({a: 0.4, b: 0.6}, count=60),
+        Mixture({a: 0.5, b: 0.5}, count=59),
+        Mixture({a: 0.5, c: 0.5}, count=60),
+        Mixture({a: 0.5, b: 0.25, c: 0.25}, count=60),
+        rs.concat([a, b]),
+    ]
+    for other in others:
+        with pytest.raises(rs.UsageError, match="parts"):
+            Loader(other).load_state_dict(state)
+    Loader(Mixture({a: 1, b: 1}, count=60)).load_state_dict(state)
+    # A store that grew would have the samples of those after it at other places.
+    state = Loader(rs.concat([a.select(slice(0, 90)), b])).state_dict()
+    for parts in ([a, b], [a.select(slice(0, 95)), b.select(slice(0, 95))]):
+        with pytest.raises(rs.UsageError, match="parts"):
+            Loader(rs.concat(parts).select(fields=["i"])).load_state_dict(state)

@@ -89,6 +89,36 @@ def test_persistent_workers_go_on_to_the_next_epoch(store: rs.Store) -> None:
     assert [plain(shared) for _ in range(3)] == epochs
 
 
+def test_each_epoch_comes_once_whatever_the_numbers_of_workers(store: rs.Store) -> None:
+    alone = LoaderDataset(loader_of(store))
+    numbers = [1, 2, 3, 0, 0, 2, 1]
+    epochs = [plain(loading(alone, 0)) for _ in numbers]
+    dataset = LoaderDataset(loader_of(store))
+
+    assert [plain(loading(dataset, workers)) for workers in numbers] == epochs
+
+
+def test_an_iterator_that_hands_over_nothing_has_had_no_epoch(store: rs.Store) -> None:
+    dataset = LoaderDataset(loader_of(store))
+    first = plain(loading(dataset, 0))
+    iter(dataset)
+    second = plain(iter(dataset))
+
+    whole = loader_of(store)
+    assert [first, second] == [plain(loading(LoaderDataset(whole), 0)) for _ in range(2)]
+
+
+def test_workers_do_not_follow_a_store_each_by_itself(store: rs.Store) -> None:
+    with pytest.raises(rs.UsageError, match="refresh"):
+        plain(loading(LoaderDataset(loader_of(store, follow=True)), 1))
+
+
+def test_a_state_of_workers_of_other_numbers_of_processes_is_refused(store: rs.Store) -> None:
+    state = LoaderDataset(loader_of(store, rank=1, world_size=2)).state_dict()
+    with pytest.raises(rs.UsageError, match="2 processes"):
+        LoaderDataset(loader_of(store)).load_state_dict(state)
+
+
 def test_an_epoch_can_be_set_between(store: rs.Store) -> None:
     alone = loader_of(store)
     alone.set_epoch(7)
@@ -123,6 +153,22 @@ def test_a_state_goes_on_with_another_number_of_workers(
     whole = LoaderDataset(loader_of(store, Bucketed("a", 4)))
     assert seen + rest == plain(loading(whole, 0))
     assert following == plain(loading(whole, 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdata_goes_on_from_an_epochs_end_with_the_next(store: rs.Store, workers: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def make() -> Any:
+        dataset = LoaderDataset(loader_of(store))
+        return StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+
+    whole, begun, again = make(), make(), make()
+    epochs = [plain(whole) for _ in range(3)]
+    assert plain(begun) == epochs[0]
+    again.load_state_dict(begun.state_dict())
+
+    assert [plain(again), plain(again)] == epochs[1:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
