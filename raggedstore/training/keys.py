@@ -42,6 +42,7 @@ _BITS = 48
 _ROUNDS = 10
 #: Values computed at a time, so that what lies between the steps stays in the processor's cache.
 _AT_ONCE = 2**14
+_COUNTED = 2**20  # numbers whose parts are counted at a time
 
 
 def check_seed(seed: Any, *, what: str = "seed") -> int:
@@ -131,6 +132,24 @@ class Keys:
         bounds = np.searchsorted(keys, np.arange(1, parts, dtype=np.int64) << (_BITS - split))
         return np.split(numbers, bounds)
 
+    def sizes(self, n: int, parts: int) -> Int64s:
+        """(parts,) how many of ``range(n)`` each part has, of which few are computed one by one."""
+        split = parts.bit_length() - 1
+        counts = np.bincount(self._of_level_0(n, 0, 0)[1] >> (_BITS - split), minlength=parts)
+        for level in range(self._exact, (n - 1).bit_length()):
+            left = min(n - (1 << level), 1 << level)
+            if left == 1 << level and split <= level:
+                counts += 1 << (level - split)  # a permutation of all of the level: in equal parts
+                continue
+            for start in range(0, left, _COUNTED):
+                numbers = np.arange(start, min(start + _COUNTED, left), dtype=np.int64)
+                places = self._permuted(numbers, np.full(len(numbers), level), range(_ROUNDS))
+                below = _key_bits(hashed(numbers + (1 << level), self._key)) >> level
+                keys = (places << (_BITS - level)) | below
+                counts += np.bincount(keys >> (_BITS - split), minlength=parts)
+        sizes: Int64s = counts
+        return sizes
+
     def _ranked(self, n: int, number: int, split: int) -> tuple[Int64s, Int64s]:
         """The numbers of a part, and their keys, both in the order of the keys."""
         found = [self._of_level_0(n, number, split)]
@@ -172,14 +191,18 @@ class Keys:
 
     def _backwards(self, places: Int64s, bits: Int64s) -> Int64s:
         """The numbers that the permutation of `bits` bits takes to `places`, each of its own."""
-        out = np.empty(len(places), np.int64)
-        for i in range(0, len(places), _AT_ONCE):
-            value = places[i : i + _AT_ONCE].astype(np.uint64)
+        return self._permuted(places, bits, range(_ROUNDS - 1, -1, -1))
+
+    def _permuted(self, values: Int64s, bits: Int64s, turns: range) -> Int64s:
+        """Where the permutation of `bits` bits takes `values`; with its turns reversed, whence."""
+        out = np.empty(len(values), np.int64)
+        for i in range(0, len(values), _AT_ONCE):
+            value = values[i : i + _AT_ONCE].astype(np.uint64)
             width = bits[i : i + _AT_ONCE].astype(np.uint64)
             one, low = np.uint64(1), width // np.uint64(2)
             halves = (one << low) - one, (one << (width - low)) - one
             right, left = value & halves[0], value >> low
-            for turn in range(_ROUNDS - 1, -1, -1):
+            for turn in turns:
                 key = self._rounds[turn] ^ width
                 if turn % 2:
                     right ^= _scrambled(left, key) & halves[0]

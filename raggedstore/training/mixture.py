@@ -23,7 +23,15 @@ from raggedstore.errors import UsageError
 from raggedstore.samples import Concatenation, Samples
 from raggedstore.training.batching import at_least
 from raggedstore.training.keys import derive_key
-from raggedstore.training.orders import Geometry, Order, Outlook, Shuffled, Units, Weighted
+from raggedstore.training.orders import (
+    UNIT_SAMPLES,
+    Geometry,
+    Order,
+    Outlook,
+    Shuffled,
+    Units,
+    Weighted,
+)
 from raggedstore.training.sizes import Sizes
 from raggedstore.units import parse_bytes
 
@@ -134,7 +142,7 @@ class Mixed(Order):
         unit = outlook.pool
         if isinstance(self._each, Shuffled):
             window = min(parse_bytes(self._each.window), outlook.window_bytes)
-            unit = max(1, int(window / shares.sum()))
+            unit = min(max(1, int(window / shares.sum())), UNIT_SAMPLES)
         return {"unit": unit, "parts": geometries}
 
     def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:

@@ -37,6 +37,7 @@ from raggedstore.units import parse_bytes
 
 __all__ = [
     "ORDER_VERSION",
+    "UNIT_SAMPLES",
     "Geometry",
     "Order",
     "Outlook",
@@ -61,7 +62,7 @@ _BLOCK_BYTES = 2**16, 2**21
 #: well as a permutation (docs/orders.md).
 _BLOCKS = 64
 #: The most samples in a unit of windows: so many are planned in a few hundredths of a second.
-_UNIT_SAMPLES = 2**18
+UNIT_SAMPLES = 2**18
 
 # What keys are for, as the last number that they are derived from.
 _OF_SAMPLES, _OF_BLOCKS, _IN_WINDOWS, _OF_DRAWS, _OF_BATCHES = range(5)
@@ -181,6 +182,12 @@ class _Permuted(Units):
         super().__init__(parts if samples else 0, derive_key(seed, epoch, _OF_BATCHES))
         self._samples = samples
         self._keys = Keys(derive_key(seed, epoch, _OF_SAMPLES))
+        self._sizes: Int64s | None = None
+
+    def size(self, number: int) -> int:
+        if self._sizes is None:
+            self._sizes = self._keys.sizes(self._samples, len(self))
+        return int(self._sizes[number])
 
     def __getitem__(self, number: int) -> list[Int64s]:  # type: ignore[override]
         return [self._keys.part(self._samples, number, len(self))]
@@ -221,7 +228,7 @@ class Shuffled(Order):
     def measure(self, outlook: Outlook) -> Geometry:
         window = min(parse_bytes(self.window), outlook.window_bytes)
         lanes = outlook.lanes if self.lanes is None else self.lanes
-        most = max(_UNIT_SAMPLES // lanes, 2**15)
+        most = max(UNIT_SAMPLES // lanes, 2**15)
         least, most_bytes = _BLOCK_BYTES
         block_bytes = min(max(window / _BLOCKS, least), most_bytes, window / 8)
         block = _power_of_two(min(block_bytes / outlook.first_bytes, most / _BLOCKS))

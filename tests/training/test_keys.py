@@ -88,3 +88,9 @@ def test_hashes_are_all_different(numbers: list[int]) -> None:
 def test_seeds_that_are_none_are_refused(seed: object) -> None:
     with pytest.raises(rs.UsageError, match="seed"):
         check_seed(seed)
+
+
+@given(n=st.integers(0, 1500), exact=EXACT, parts=PARTS)
+def test_the_sizes_of_parts_are_counted_without_making_them(n: int, exact: int, parts: int) -> None:
+    keys = Keys(derive_key(n, parts), exact=exact)
+    assert keys.sizes(n, parts).tolist() == [len(keys.part(n, i, parts)) for i in range(parts)]
