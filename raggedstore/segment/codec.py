@@ -145,7 +145,11 @@ class Compression:
         """Blosc2's own parameters for a chunk of `nbytes` made of rows of items."""
         typesize = self._typesize(itemsize)
         block = self.chunk_rows(row_nbytes, itemsize)[1] * max(row_nbytes, 1)
-        block = max(min(block, nbytes), typesize)
+        block = min(block, nbytes)
+        if nbytes % typesize or block % typesize:
+            # c-blosc2 loses the end of what is no whole number of its items, or can't decode it.
+            typesize = itemsize if itemsize <= _MAX_ITEM else 1
+        block = max(block, typesize)
         filters = [name for name in self.filters if typesize > 1]
         # Old decoders get the tail of a block wrong under bytedelta where a block or a chunk
         # is not whole: nothing that could meet that is ever written.

@@ -1,5 +1,7 @@
 """Chunks to frames and back, and what damage does to them."""
 
+from pathlib import Path
+
 import blosc2
 import numpy as np
 import pytest
@@ -51,6 +53,52 @@ CONTENTS = {
     "one value": lambda rng, n: np.full(n, 7, np.uint8),
     "nearly zeros": lambda rng, n: np.eye(1, n, n // 2, np.uint8)[0],
 }
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    codec=st.sampled_from(["lz4", "zstd"]),
+    level=st.sampled_from([0, 1, 9]),
+    filters=st.lists(
+        st.sampled_from(["shuffle", "bitshuffle", "bytedelta"]), max_size=2, unique=True
+    ),
+    sizes=st.tuples(st.sampled_from([1, 1000, 2**14]), st.sampled_from([512, 1000, 4096])),
+    items=st.integers(0, 16),
+    row=st.tuples(st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(1, 5)),
+    count=st.integers(1, 3000),
+    high=st.sampled_from([1, 3, 256]),
+)
+def test_every_compression_gives_back_chunks_of_any_size(
+    codec: str,
+    level: int,
+    filters: list[str],
+    sizes: tuple[int, int],
+    items: int,
+    row: tuple[int, int],
+    count: int,
+    high: int,
+) -> None:
+    """Also those that are no whole number of the items that filters take."""
+    compression = rs.Compression(
+        codec, level, tuple(filters), chunk_bytes=sizes[0], block_bytes=sizes[1], item_bytes=items
+    )
+    itemsize, row_nbytes = row[0], row[0] * row[1]
+    raw = np.random.default_rng(count).integers(0, high, count * row_nbytes).astype(np.uint8)
+    frame = encode_frame(raw, itemsize, row_nbytes, compression)
+    np.testing.assert_array_equal(decoded(frame, raw.nbytes), raw)
+
+
+def test_small_images_appended_to_a_store_of_large_ones_can_be_read(tmp_path: Path) -> None:
+    """The trial on the first day's chooses items of four bytes, of which a small image is none."""
+    y, x = np.mgrid[:400, :401]
+    smooth = ((np.sin(x / 40) + np.cos(y / 30) + 2) * 60).astype("u1")
+    want = [smooth, *(smooth[i : i + 41, :33] for i in range(3)), smooth[:11, :27]]
+    with rs.create(tmp_path / "store", {"x": rs.Field("u1", (None, None))}) as store:
+        for day in (want[:1], want[1:4], want[4:]):
+            with store.writer() as writer:
+                writer.extend({"x": image} for image in day)
+        for got, image in zip(rs.open(store.path)["x"], want, strict=True):
+            np.testing.assert_array_equal(got, image)
 
 
 @given(
