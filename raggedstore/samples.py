@@ -645,8 +645,13 @@ class Concatenation(Samples):
         return joined(self.schema[name], pieces, [places for _, _, places in runs])
 
     def moments(self, name: str, axes: statistics.Axes, *, skipna: bool) -> Moments:
-        parts = (part.moments(name, axes, skipna=skipna) for part in self._parts)
-        return functools.reduce(Moments.merge, parts)
+        sizes = self.sizes_of_parts.tolist()
+        parts = (
+            part if len(part) == size else part.select(slice(size))  # it has grown since
+            for part, size in zip(self._parts, sizes, strict=True)
+        )
+        each = (part.moments(name, axes, skipna=skipna) for part in parts)
+        return functools.reduce(Moments.merge, each)
 
 
 def concat(parts: Sequence[Samples]) -> Concatenation:

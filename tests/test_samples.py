@@ -139,3 +139,15 @@ def test_blocks_hold_at_most_the_bytes_asked_for(store: rs.Store) -> None:
             for s in (SAMPLES[i] for i in block)
         )
         assert size <= 64 or len(block) == 1
+
+
+def test_statistics_of_a_concatenation_are_of_what_it_has(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"x": rs.Field("i8")})
+    with store.writer() as writer:
+        writer.extend({"x": i} for i in range(5))
+    both = rs.concat([store, store])
+    with store.writer() as writer:
+        writer.extend({"x": 100} for _ in range(5))
+
+    stats = both["x"].stats()
+    assert (stats.count, stats.mean, stats.max) == (10, 2, 4) and len(store) == 10

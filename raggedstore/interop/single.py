@@ -61,7 +61,7 @@ class SingleFile(Samples):
         in_memory: bool = False,
         checksums: bool = True,
     ) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # wherever the process goes
         if not self._path.is_file():
             raise NotAStoreError(f"{self._path}: no such file")
         self._options = {

@@ -89,6 +89,7 @@ def rebuild_table(
     """
     import pyfive
 
+    _read_names_as_utf8()
     try:
         stream = _Buffered(data, most=_READ_OVER * len(data) + _READ_MORE)
         root = pyfive.File(stream)
@@ -110,10 +111,44 @@ def rebuild_table(
         raise
     except NotImplementedError as error:
         raise FormatError(f"{name}: holds what this parser cannot read: {error}") from None
+    except RuntimeError as error:
+        if "cannot yet read" in str(error):
+            raise FormatError(
+                f"{name}: in a newer format of HDF5 than this parser reads: {error} (h5repack "
+                f"rewrites it in an older one)"
+            ) from None
+        raise CorruptionError(f"{name}: not readable as HDF5: RuntimeError: {error}") from error
     except Exception as error:  # the parser meets whatever a damaged file leads it to
         raise CorruptionError(
             f"{name}: not readable as HDF5: {type(error).__name__}: {error}"
         ) from error
+
+
+def _read_names_as_utf8() -> None:
+    """Have the parser take for UTF-8 what is marked as ASCII and is none.
+
+    So PyTables, and HDF5 by default, mark the names of groups, and every other tool reads them.
+    """
+    from pyfive.dataobjects import DataObjects
+
+    decode = getattr(DataObjects, "_decode_link_msg", None)
+    if decode is None or hasattr(decode, "in_utf8"):
+        return
+
+    def decode_link(data: bytes, offset: int) -> Any:
+        try:
+            return decode(data, offset)
+        except UnicodeDecodeError:
+            message = bytearray(data[offset:])
+            place = 2 + (message[1] >> 3 & 1) + 8 * (message[1] >> 2 & 1)
+            if not message[1] & 16:  # it says nothing, which means ASCII
+                message[1] |= 16
+                message.insert(place, 0)
+            message[place] = 1
+            return decode(bytes(message), 0)
+
+    decode_link.in_utf8 = True  # type: ignore[attr-defined]
+    DataObjects._decode_link_msg = staticmethod(decode_link)
 
 
 def with_checksums(table: SegmentTable, data: FileBytes) -> SegmentTable:
@@ -245,6 +280,8 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
             if len(shape) != 2 or shape[1] > MAX_DIMENSIONS or len(dataset.shape) != 1:
                 raise FormatError(f"{name!r}: data has rank {len(dataset.shape)}, shape {shape}")
             fields[name] = Field(dataset.dtype, (None,) * shape[1])
+        elif SPAN in node:
+            raise FormatError(f"{name!r} has {SPAN}, and no {SHAPE}")
         else:
             fields[name] = Field(dataset.dtype, tuple(dataset.shape[1:]))
     return Schema(fields)

@@ -130,7 +130,7 @@ class Store(Samples):
     ) -> None:
         if mode not in ("r", "a"):
             raise UsageError(f"mode must be 'r' to read or 'a' to write too, got {mode!r}")
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # wherever the process goes
         self._mode = mode
         self._options: dict[str, Any] = {
             "budget": parse_bytes(budget, what="budget"),

@@ -31,7 +31,7 @@ from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
 from raggedstore.store.commit import commits_lock, segments_folder
 from raggedstore.store.lists import read_list, versions_folder
-from raggedstore.store.manifest import list_versions, load, mark_of, path_of
+from raggedstore.store.manifest import list_versions, load, mark_of, newest_version, path_of
 from raggedstore.store.snapshot import check_folders
 
 __all__ = ["vacuum"]
@@ -52,6 +52,7 @@ def vacuum(root: Path, keep: int) -> list[Path]:
     if keep < 1:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
     check_folders(root)
+    newest_version(root)  # or there is no store, and nothing to be locked
     linking = commits_lock(root)
     with files.unlocking(linking):
         removed = _remove_versions(root, _outdated(root, keep)) if _alone(linking) else []

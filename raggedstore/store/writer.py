@@ -19,9 +19,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import strictjson
 from raggedstore.batch import RaggedBatch
 from raggedstore.casting import as_array, cast
 from raggedstore.errors import ConflictError, SampleError, StorageError, UsageError
+from raggedstore.layout import columns_of
 from raggedstore.samples import Samples
 from raggedstore.schema import Field
 from raggedstore.segment.codec import Compression
@@ -95,7 +97,8 @@ class SegmentSink:
         for name, choice in manifest.compressions.items():
             if isinstance(choice, str):
                 choice = profile(choice, manifest.schema[name].dtype.itemsize)
-            chunks += choice.chunk_bytes
+            row = columns_of(manifest.schema[name])[0].row_nbytes  # no chunk has less than one
+            chunks += max(choice.chunk_bytes, row)
         self._in_flight = max(1, min(8, budget // max(2 * chunks, 1) - 2))
         self._pool = encoding_pool()
         self._segment: SegmentWriter | None = None
@@ -375,6 +378,8 @@ class Writer:
             The disk refused. The store is as last committed, unless the message says that the
             version is in place.
         """
+        if metadata is not None:
+            strictjson.check(dict(metadata), "metadata")  # or all that was appended would be lost
         sink = self._open_sink()
         entries: list[SegmentEntry] = []
         try:

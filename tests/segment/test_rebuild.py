@@ -147,3 +147,37 @@ def test_a_plug_in_that_a_file_without_a_table_asks_for_is_not_run(
             with pytest.raises(rs.CorruptionError):
                 rs.open(name)["x"].batch([key] if isinstance(key, int) else key)
     assert not (tmp_path / "ran").exists()
+
+
+def test_names_that_are_no_ascii_are_read_without_an_idx(tmp_path: Path) -> None:
+    """PyTables has HDF5 mark them as ASCII."""
+    with rs.create(tmp_path / "store", {"größe": rs.Field("i4", (None,))}) as store:
+        with store.writer() as writer:
+            writer.extend({"größe": np.arange(i)} for i in range(10))
+        store.export(tmp_path / "a.h5")
+    (index,) = store.path.glob("segments/*.idx")
+    index.unlink()
+    with h5py.File(tmp_path / "a.h5", "a") as h5:  # which cuts the table off
+        h5.attrs["seen"] = 1
+    for path in (store.path, tmp_path / "a.h5"):
+        with_name = rs.open(path)["größe"]
+        assert [one.tolist() for one in with_name] == [list(range(i)) for i in range(10)]
+
+
+def test_samples_without_shapes_are_no_scalars(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5["x/data"] = np.arange(10)
+        h5["x/data_start_and_stop"] = [[0, 4], [4, 10]]
+    with pytest.raises(rs.FormatError, match="no data_shape"):
+        rs.open(tmp_path / "a.h5")
+
+
+def test_a_format_that_the_parser_lacks_is_no_damage(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w", libver="v110") as h5:
+        h5.create_dataset("x/data", data=np.arange(1000), chunks=(100,), maxshape=(None,))
+    try:
+        found = rs.open(tmp_path / "a.h5")["x"].batch(slice(None))
+    except rs.FormatError as error:
+        assert "h5repack" in str(error)
+    else:
+        np.testing.assert_array_equal(found, np.arange(1000))

@@ -234,3 +234,25 @@ def test_history_says_what_each_version_was_made_by(tmp_path: Path) -> None:
     assert [line.operation for line in history] == ["create", "append", "append", "compact"]
     assert [line.samples for line in history] == [0, 50, 51, 51]
     assert [line.segments for line in history] == [0, 1, 2, 1]
+
+
+def test_a_store_stays_the_one_that_was_opened_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        monkeypatch.chdir(tmp_path / run)
+        with rs.create("corpus", {"i": rs.Field("i8")}) as made, made.writer() as writer:
+            writer.append({"i": 1})
+    monkeypatch.chdir(tmp_path / "one")
+    store = rs.open("corpus", mode="a")
+    writer = store.writer()
+    monkeypatch.chdir(tmp_path / "two")
+    with writer:
+        writer.append({"i": 2})
+    store.export("out.h5")
+    single = rs.open("out.h5")
+    monkeypatch.chdir(tmp_path)
+
+    assert list(store["i"]) == list(single["i"]) == [1, 2]
+    assert len(rs.open("one/corpus")) == 2 and len(rs.open("two/corpus")) == 1

@@ -128,3 +128,10 @@ def test_history_names_a_version_that_cannot_be_read(root: Path) -> None:
     assert [line.samples for line in lines[:4]] == [0, 1, 2, 3]
     assert [bool(line.damage) for line in lines] == [False] * 4 + [True]
     assert path_of(root, 4).name in lines[4].damage
+
+
+def test_what_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(rs.NotAStoreError):
+            vacuum(folder, keep=1)
+    assert not list(tmp_path.iterdir())

@@ -401,3 +401,20 @@ def test_arrays_of_many_chunks_are_the_callers_again_once_they_are_taken(
     with rs.open(tmp_path / "s") as store:
         read = store["x"].batch(slice(None)).values
     np.testing.assert_array_equal(read, np.concatenate([values, values[::-1]]))
+
+
+def test_metadata_that_is_refused_costs_nothing_that_was_appended(store: rs.Store) -> None:
+    before = len(store)
+    with store.writer() as writer:
+        writer.append({"mel": np.zeros((2, 80), "f4"), "count": [1], "text": "a", "label": 1})
+        with pytest.raises(rs.UsageError, match="metadata"):
+            writer.commit(metadata={"when": np.int64(3)})
+        writer.commit(metadata={"when": 3})
+    assert len(rs.open(store.path)) == before + 1
+
+
+def test_rows_that_are_larger_than_chunks_count_by_their_size(tmp_path: Path) -> None:
+    """Or eight chunks of them would be in flight at a time."""
+    with rs.create(tmp_path / "large", {"x": rs.Field("u1", (2**25,))}) as store:
+        with store.writer(budget="128MB") as writer:
+            assert writer._open_sink()._in_flight == 1
