@@ -175,9 +175,5 @@ def test_samples_without_shapes_are_no_scalars(tmp_path: Path) -> None:
 def test_a_format_that_the_parser_lacks_is_no_damage(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w", libver="v110") as h5:
         h5.create_dataset("x/data", data=np.arange(1000), chunks=(100,), maxshape=(None,))
-    try:
-        found = rs.open(tmp_path / "a.h5")["x"].batch(slice(None))
-    except rs.FormatError as error:
-        assert "h5repack" in str(error)
-    else:
-        np.testing.assert_array_equal(found, np.arange(1000))
+    with pytest.raises(rs.FormatError, match="h5repack"):
+        rs.open(tmp_path / "a.h5")

@@ -415,6 +415,6 @@ def test_metadata_that_is_refused_costs_nothing_that_was_appended(store: rs.Stor
 
 def test_rows_that_are_larger_than_chunks_count_by_their_size(tmp_path: Path) -> None:
     """Or eight chunks of them would be in flight at a time."""
-    with rs.create(tmp_path / "large", {"x": rs.Field("u1", (2**25,))}) as store:
-        with store.writer(budget="128MB") as writer:
-            assert writer._open_sink()._in_flight == 1
+    store = rs.create(tmp_path / "large", {"x": rs.Field("u1", (2**25,))})
+    with store, store.writer(budget="128MB") as writer:
+        assert writer._open_sink()._in_flight == 1
