@@ -46,6 +46,12 @@ def expand_ranges(starts: Int64s, lengths: Int64s) -> Int64s:
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
 
 
+def _check_unmasked(values: Any) -> None:
+    """SampleError where some are masked: there they would be as if they were not."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise SampleError("masked elements cannot be kept in a batch; fill them first")
+
+
 class RaggedBatch(Sequence[npt.NDArray[Any]]):
     """Samples of one ragged field, flattened into one array.
 
@@ -75,6 +81,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         offsets: npt.ArrayLike,
         shapes: npt.ArrayLike | None = None,
     ) -> None:
+        _check_unmasked(values)
         try:
             array, where = np.asarray(values), np.asarray(offsets)
             shape_rows = None if shapes is None else np.asarray(shapes)
@@ -120,6 +127,8 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         cls, samples: Sequence[npt.ArrayLike], dtype: Any = None, ndim: int | None = None
     ) -> RaggedBatch:
         """A batch of the given arrays, copied; `ndim` is needed only for an empty list."""
+        for sample in samples:
+            _check_unmasked(sample)
         arrays = [np.asarray(sample, dtype) for sample in samples]
         dims = {array.ndim for array in arrays} or {1 if ndim is None else ndim}
         if len(dims) > 1:

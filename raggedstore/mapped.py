@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, copy_ranges, offsets_of
-from raggedstore.errors import CorruptionError, UsageError
+from raggedstore.errors import CorruptionError, FormatError, UsageError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Column, present_one
 from raggedstore.schema import Field
@@ -345,7 +345,14 @@ class ArrayLike(OnDisk):
         edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]
         for a, b in itertools.pairwise(edges):
             if b > a:
-                out[a:b] = self._array[int(wanted[a]) : int(wanted[b - 1]) + 1]
+                got = self._array[int(wanted[a]) : int(wanted[b - 1]) + 1]
+                if isinstance(got, np.ma.MaskedArray) or np.asarray(got).dtype != out.dtype:
+                    what = "masked values" if isinstance(got, np.ma.MaskedArray) else got.dtype
+                    raise FormatError(
+                        f"{type(self._array).__name__} said that it holds {out.dtype}, and gives "
+                        f"{what}: give it to lazy.adapt, or an array of what it gives"
+                    )
+                out[a:b] = got
         if len(wanted) != len(rows) or (np.diff(back) != 1).any():
             out = out[back]
         return out

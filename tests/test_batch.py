@@ -379,3 +379,12 @@ def test_slices_and_options_of_others_arrays_come_in() -> None:
     assert as_lists(rs.RaggedBatch.from_awkward(ak.Array([[1], None, [2]])[[0, 2]])) == [[1], [2]]
     assert rs.RaggedBatch.from_awkward(ak.Array([[], []])).lengths.tolist() == [0, 0]
     assert rs.RaggedBatch.from_awkward(ak.Array(np.zeros((3, 2)))).shapes.tolist() == [[2]] * 3
+
+
+def test_masked_values_are_no_batch() -> None:
+    masked = np.ma.masked_array([1, 2, 3], [False, True, False])
+    with pytest.raises(rs.SampleError, match="fill them first"):
+        rs.RaggedBatch(masked, [0, 3])
+    with pytest.raises(rs.SampleError, match="fill them first"):
+        rs.RaggedBatch.from_list([np.arange(2), masked])
+    assert rs.RaggedBatch(np.ma.masked_array([1, 2]), [0, 2])[0].tolist() == [1, 2]

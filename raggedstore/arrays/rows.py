@@ -60,10 +60,12 @@ class Rows:
         if len(shape) == 0:
             raise UsageError(f"{_name(node)} is a scalar: there are no rows to read")
         self.node, self.name = node, _name(node)
-        self.dtype = np.dtype(dtype)
+        whole = np.dtype(dtype)
+        base, inner = whole.subdtype or (whole, ())  # items of PyTables may be arrays
+        self.dtype: np.dtype[Any] = base
         if self.dtype.hasobject:
             raise UsageError(f"{_name(node)} holds Python objects, whose bytes cannot be counted")
-        self.row_shape = tuple(int(extent) for extent in shape[1:])
+        self.row_shape: tuple[int, ...] = (*(int(extent) for extent in shape[1:]), *inner)
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
         chunks = getattr(node, "chunkshape", None) or getattr(node, "chunks", None)
         rows = chunks[0] if isinstance(chunks, tuple) else 2**16 // max(self.row_bytes, 1)
@@ -81,7 +83,13 @@ class Rows:
             return np.empty((0, *self.row_shape), self.dtype)
         if self._direct:
             return self._read_chunks(start, stop)
-        block = np.asarray(self.node[start:stop])
+        given = self.node[start:stop]
+        block = np.asarray(given)
+        if isinstance(given, np.ma.MaskedArray) or block.dtype != self.dtype:
+            raise UsageError(
+                f"{self.name} says that it holds {self.dtype}, and gives "
+                f"{'masked values' if isinstance(given, np.ma.MaskedArray) else block.dtype}"
+            )
         return block if block.flags.owndata and block.flags.writeable else block.copy()
 
     def gather(self, positions: Positions) -> Array:
@@ -197,6 +205,7 @@ def _is_blosc2(node: Any) -> bool:
         isinstance(node, tables.CArray)  # of which EArray is a kind
         and node.byteorder in (sys.byteorder, "irrelevant")
         and node.atom.kind in _DIRECT_KINDS
+        and not node.atom.shape  # else an item is an array
         # Blosc2 and nothing else: with HDF5's own shuffle before it, say, or a checksum after
         # it, a stored chunk is no Blosc2 frame of the values.
         and list(get_filters(node._v_parent._v_objectid, node._v_name) or ()) == ["blosc2"]

@@ -78,8 +78,11 @@ class ImageReader:
         """The file's one sample, decoded."""
         try:
             with self._image.open(file.path, formats=self._formats) as picture:
+                if picture.mode == "F" or picture.mode.startswith("I"):
+                    # pillow would make 255 of all that is more.
+                    raise Unreadable(f"values of more than 8 bits, mode {picture.mode}")
                 pixels = np.asarray(picture.convert(self._mode))
-        except MemoryError:
+        except (MemoryError, Unreadable):
             raise
         except Exception as error:  # pillow's decoders raise anything on a malformed file
             raise Unreadable(_reason(error, file)) from error

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from raggedstore import strictjson
 from raggedstore.batch import RaggedBatch
+from raggedstore.casting import as_array
 from raggedstore.errors import (
     CorruptionError,
     FormatError,
@@ -248,7 +249,7 @@ def write_npy(path: Source, pieces: Iterable[npt.ArrayLike]) -> tuple[int, ...]:
     target = Path(path)
     with files.appearing(target) as temporary:
         ordered = iter(pieces)
-        first = next((np.asarray(piece) for piece in ordered), None)
+        first = next((as_array(piece, "a piece") for piece in ordered), None)
         if first is None:
             raise UsageError(f"{target}: no pieces, and so no dtype or shape")
         if not first.ndim:
@@ -256,7 +257,7 @@ def write_npy(path: Source, pieces: Iterable[npt.ArrayLike]) -> tuple[int, ...]:
         with _Growing(temporary, first.dtype, first.shape[1:]) as file:
             file.append(first)
             for piece in ordered:
-                file.append(np.asarray(piece))
+                file.append(as_array(piece, "a piece"))
     return (file.rows, *first.shape[1:])
 
 

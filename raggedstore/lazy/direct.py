@@ -35,6 +35,7 @@ from raggedstore.segment.codec import decode_blosc
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
+from raggedstore.segment.parser import parse
 from raggedstore.segment.rebuild import BLOSC, BLOSC2
 from raggedstore.segment.tasks import Task, run
 
@@ -62,13 +63,11 @@ def past_libhdf5(source: Hdf5Source) -> Source:
 
 
 def _parsed(source: Hdf5Source) -> Source | None:
-    import pyfive
-
     with (
         open(source.path, "rb") as raw,
         _Nameless(raw.fileno(), 0, access=mmap.ACCESS_READ) as bare,
     ):
-        file = pyfive.File(bare)
+        file = parse(bare)
         node = file[source.name]
         if tuple(node.shape) != source.shape or node.dtype != source.dtype or not node.shape:
             return None
@@ -131,7 +130,8 @@ class _DirectSource(Source):
     def __init__(self, source: Hdf5Source, file_size: int) -> None:
         self.shape, self.dtype, self.unit = source.shape, source.dtype, source.unit
         self.token = source.token
-        self._path, self._name, self._file_size = source.path, source.name, file_size
+        self._path, self._name = source.path, source.name
+        self._was = file_size, source.changed
         self._file: tuple[int, FileBytes] | None = None
 
     def __repr__(self) -> str:
@@ -141,12 +141,15 @@ class _DirectSource(Source):
         return {**self.__dict__, "_file": None}
 
     def _opened(self) -> FileBytes:
-        """The file, opened by each process for itself."""
-        if self._file is None or self._file[0] != os.getpid():
-            file = FileBytes(Path(self._path), OpenFiles(1))
-            if len(file) != self._file_size:
-                raise FormatError(f"{self} is not the file that was adapted: adapt it again")
-            self._file = os.getpid(), file
+        """The file, opened by each process for itself, and not written to since."""
+        size, changed = self._was
+        fresh = self._file is None or self._file[0] != os.getpid()
+        if self._file is None or fresh:
+            self._file = os.getpid(), FileBytes(Path(self._path), OpenFiles(1))
+        stat = os.fstat(self._file[1].fileno())
+        # One that was cut short is damaged: what is not there any more is met as it is read.
+        if stat.st_mtime_ns != changed and (fresh or stat.st_size >= size):
+            raise FormatError(f"{self} is not the file that was adapted: adapt it again")
         return self._file[1]
 
     def read(self, window: Window) -> Values:

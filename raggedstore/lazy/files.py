@@ -143,15 +143,18 @@ class Hdf5Source(Source):
             # Scaled or not, and masked or not: netCDF4 says so by what it makes of nothing.
             nothing = node[(slice(0, 0),) * len(self.shape)] if self._options else None
             self.dtype = np.dtype(node.dtype if nothing is None else nothing.dtype)
-            self.masked = isinstance(nothing, np.ma.MaskedArray)
+            # Told not to always, it masks where something is missing alone.
+            sometimes = bool(self._options and self._options["mask"])
+            self.masked = sometimes or isinstance(nothing, np.ma.MaskedArray)
             unit = what.unit(node) if self.shape else None
             self.unit = None if unit is None else tuple(map(int, unit))
             self.path, self.name = os.path.abspath(what.path(node)), what.name(node)
             self.final = what.is_final(node)
         self.token, self._size = unique_token(kind), 0
+        self.changed = 0  #: when the file was, in ns, where it is final
         if self.final and os.path.exists(self.path):
             stat = os.stat(self.path)
-            self._size = stat.st_size
+            self._size, self.changed = stat.st_size, stat.st_mtime_ns
             self.token = f"{kind}-{self.path}-{self.name}-{stat.st_ino}-{stat.st_mtime_ns}"
 
     def __repr__(self) -> str:
@@ -172,7 +175,7 @@ class Hdf5Source(Source):
             # A Table takes a slice, and none in a tuple.
             values = node[window if len(window) > 1 else window[0]]
         self._check_whole()
-        return values
+        return np.ma.asarray(values) if self.masked else values
 
     def _check_whole(self) -> None:
         """CorruptionError where the file was cut short: libhdf5 then reads zeros."""

@@ -51,6 +51,12 @@ _MAPPED = 2**30
 _LEAST = 2**18
 
 
+def _unmasked(x: da.Array) -> da.Array:
+    if not isinstance(x._meta, np.ma.MaskedArray):
+        return x
+    return x.map_blocks(np.ma.filled, 0, dtype=x.dtype, meta=np.empty((0,) * x.ndim, x.dtype))
+
+
 def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
     """The lazy product of two matrices, or of a matrix and a vector, as ``a @ b``.
 
@@ -66,7 +72,8 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
 
     Returns
     -------
-    Of the dtype that NumPy gives the product: integers wrap around as they do there.
+    Of the dtype that NumPy gives the product: integers wrap around as they do there. Masked values
+    count as 0, as they do for `numpy.ma.dot`, and nothing of the product is masked.
 
     Raises
     ------
@@ -82,7 +89,7 @@ def matmul(a: Any, b: Any, *, budget: int | str = "64MB") -> da.Array:
     --------
     >>> y = lazy.matmul(file["counts"], weights).compute()
     """
-    left, right = _adapted(a), _adapted(b)
+    left, right = _unmasked(_adapted(a)), _unmasked(_adapted(b))
     if not {left.ndim, right.ndim} <= {1, 2} or left.shape[-1] != right.shape[0]:
         raise UsageError(
             f"no product of arrays of {left.shape} and {right.shape}: matrices and vectors are "

@@ -105,7 +105,7 @@ def laid_out(x: Any, chunks: Any = None, lock: Any = None) -> tuple[Source, Chun
 def _source_of(x: Any) -> Source:
     if isinstance(x, (np.ndarray, np.generic)):
         array = np.asanyarray(x)
-        base = memmap_under(array)
+        base = None if isinstance(array, np.ma.MaskedArray) else memmap_under(array)
         return _MemorySource(array) if base is None else MemmapSource(array, base)
     if isinstance(x, FieldView):
         return _FieldSource(x)

@@ -205,7 +205,7 @@ def _extreme_of_parts(
             f"{what} of no values: along axis {axis} the array has none. Look at its shape first; "
             f"of floats, skipna=True makes NaN of nothing"
         )
-    zeros = np.ma.getdata(parts).sum(axis=axis, keepdims=keepdims, dtype=parts.dtype)
+    zeros = np.ma.getdata(parts).sum(axis=axis, keepdims=keepdims).astype(parts.dtype)
     return np.ma.masked_array(zeros, True)
 
 

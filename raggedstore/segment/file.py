@@ -138,6 +138,10 @@ class FileBytes:
             raise CorruptionError(f"{self.path}: ends before byte {offset + size}")
         return piece
 
+    def fileno(self) -> int:
+        """The descriptor's number, until another file is opened."""
+        return self._files.get(self.path).fileno()
+
     @property
     def source(self) -> Descriptor | memoryview:
         """What it is read from: a descriptor, or memory."""

@@ -43,6 +43,7 @@ from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.filters import PIPELINE, unfilter
 from raggedstore.segment.foreign import ForeignDataset
+from raggedstore.segment.parser import parse
 from raggedstore.segment.table import (
     ENTRY,
     EXPANSION,
@@ -87,12 +88,9 @@ def rebuild_table(
     CorruptionError
         It is damaged, or no HDF5 file.
     """
-    import pyfive
-
-    _read_names_as_utf8()
     try:
         stream = _Buffered(data, most=_READ_OVER * len(data) + _READ_MORE)
-        root = pyfive.File(stream)
+        root = parse(stream)
         if ends_here and TABLE_ATTRIBUTE in root.attrs and hdf5_size(data) != len(data):
             raise CorruptionError("cut short, or the chunk table at its end is damaged")
         node = root
@@ -122,33 +120,6 @@ def rebuild_table(
         raise CorruptionError(
             f"{name}: not readable as HDF5: {type(error).__name__}: {error}"
         ) from error
-
-
-def _read_names_as_utf8() -> None:
-    """Have the parser take for UTF-8 what is marked as ASCII and is none.
-
-    So PyTables, and HDF5 by default, mark the names of groups, and every other tool reads them.
-    """
-    from pyfive.dataobjects import DataObjects
-
-    decode = getattr(DataObjects, "_decode_link_msg", None)
-    if decode is None or hasattr(decode, "in_utf8"):
-        return
-
-    def decode_link(data: bytes, offset: int) -> Any:
-        try:
-            return decode(data, offset)
-        except UnicodeDecodeError:
-            message = bytearray(data[offset:])
-            place = 2 + (message[1] >> 3 & 1) + 8 * (message[1] >> 2 & 1)
-            if not message[1] & 16:  # it says nothing, which means ASCII
-                message[1] |= 16
-                message.insert(place, 0)
-            message[place] = 1
-            return decode(bytes(message), 0)
-
-    decode_link.in_utf8 = True  # type: ignore[attr-defined]
-    DataObjects._decode_link_msg = staticmethod(decode_link)
 
 
 def with_checksums(table: SegmentTable, data: FileBytes) -> SegmentTable:

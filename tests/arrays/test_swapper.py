@@ -13,6 +13,7 @@ import tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import raggedstore as rs
 from raggedstore.arrays import MemorySwapper, RaggedEArray, RaggedVLArray
 from raggedstore.errors import CorruptionError, KeyTypeError, OutOfRangeError, UsageError
 
@@ -488,3 +489,26 @@ def test_repr_tells_what_it_holds(h5):
     swapper[3]
     assert "[3, 13)" in repr(swapper)
     assert "1 misses" in repr(swapper)
+
+
+def test_items_that_are_arrays_are_read_by_pytables(tmp_path):
+    values = np.arange(60, dtype="i4").reshape(10, 3, 2)
+    with tables.open_file(str(tmp_path / "x.h5"), "w") as h5:
+        atom, filters = tables.Int32Atom(shape=(2,)), tables.Filters(1, "blosc2:lz4")
+        node = h5.create_carray("/", "x", atom=atom, shape=(10, 3), filters=filters)
+        node[...] = values
+        swapper = MemorySwapper(node, budget="1MB")
+        np.testing.assert_array_equal(swapper[2:5], values[2:5])
+
+
+def test_what_gives_other_values_than_it_says_is_refused():
+    class Scaled:
+        shape, dtype = (10, 2), np.dtype("i2")
+
+        def __getitem__(self, key):
+            return np.arange(20).reshape(10, 2)[key] / 2
+
+    with pytest.raises(rs.UsageError, match="float64"):
+        MemorySwapper(Scaled(), budget=64)[[1, 7]]
+    with pytest.raises(rs.FormatError, match="float64"):
+        rs.Items({"x": Scaled()}).batch([1, 7])

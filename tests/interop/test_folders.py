@@ -426,3 +426,16 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(
     monkeypatch.setattr(os, call, failing)
     with pytest.raises(rs.StorageError, match=r"in: could not.*Input/output error"):
         import_folder(tmp_path / "in", tmp_path / "corpus", kind="text")
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+def test_pictures_of_more_than_eight_bits_are_skipped_and_not_saturated(
+    tmp_path: Path, dtype: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    pixels = np.linspace(0, 60_000, 64).reshape(8, 8).astype(dtype)
+    PIL.Image.fromarray(pixels).save(tmp_path / "in/deep.tiff")
+    PIL.Image.fromarray(np.zeros((8, 8), "u1")).save(tmp_path / "in/plain.png")
+    report = import_folder(tmp_path / "in", tmp_path / "corpus")
+    assert len(rs.open(tmp_path / "corpus")) == 1
+    assert "more than 8 bits" in str(report.skipped)

@@ -153,9 +153,11 @@ def adapted_and_damaged(path: Path) -> Any:
     with h5py.File(path, "r") as opened:
         array = lazy.adapt(opened["x"])
         info = opened["x"].id.get_chunk_info(1)
+    written = os.stat(path)
     with open(path, "r+b") as raw:
         raw.seek(info.byte_offset)
         raw.write(b"\0" * 40)
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))  # as a disk would do it
     return array
 
 
@@ -197,3 +199,34 @@ def test_damage_and_other_files_are_noticed(tmp_path: Path) -> None:
     os.truncate(path, 4000)
     with pytest.raises(rs.RaggedStoreError, match="adapt it again"):
         pickle.loads(pickle.dumps(array)).compute(scheduler="sync")
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (100,), "compression": 1}])
+def test_a_file_that_is_written_anew_is_noticed_while_it_is_open(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as made:
+        made.create_dataset("x", data=np.zeros(1000), **options)
+    with h5py.File(path, "r") as opened:
+        array = lazy.adapt(opened["x"])
+        assert not array[:5].compute().any()
+    with h5py.File(path, "w") as made:  # at the same inode
+        made.create_dataset("before", data=np.full(1000, 7.0))
+        made.create_dataset("x", data=np.ones(1200), **options)
+    with pytest.raises(rs.FormatError, match="adapt it again"):
+        array[:5].compute()
+
+
+def test_integers_of_some_of_their_bits_are_left_to_libhdf5(tmp_path: Path) -> None:
+    values = np.arange(-5, 5).astype("i2")
+    of_bits = h5py.h5t.NATIVE_INT16.copy()
+    of_bits.set_precision(12)
+    with h5py.File(tmp_path / "x.h5", "w") as made:
+        space = h5py.h5s.create_simple((10,))
+        data = h5py.h5d.create(made.create_group("x").id, b"data", of_bits, space)
+        data.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    with h5py.File(tmp_path / "x.h5", "r") as opened:
+        np.testing.assert_array_equal(lazy.adapt(opened["x/data"]).compute(), values)
+    with pytest.raises(rs.FormatError, match="12 bits"):
+        rs.open(tmp_path / "x.h5")

@@ -165,3 +165,13 @@ def test_a_product_of_400_mb_takes_under_100(
     )  # fmt: skip
     assert out.returncode == 0, out.stderr
     assert int(out.stdout) < 100 * 1024
+
+
+def test_masked_values_count_as_nothing_in_a_product() -> None:
+    masked = np.ma.masked_array(np.arange(12.0).reshape(3, 4), np.arange(12).reshape(3, 4) % 5 == 1)
+    other = np.arange(8.0).reshape(4, 2)
+    want = np.ma.dot(masked, other).filled(0)
+    got = lazy.matmul(masked, other).compute()
+    assert type(got) is np.ndarray
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(lazy.matmul(other.T, masked.T).compute(), want.T)

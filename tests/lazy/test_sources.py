@@ -505,3 +505,23 @@ except AttributeError:
 def test_dask_is_not_imported_unasked() -> None:
     script = "import sys, raggedstore; raggedstore.lazy; sys.exit('dask' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_masks_of_netcdf_are_kept_where_it_does_not_always_make_one(tmp_path: Path) -> None:
+    netcdf = pytest.importorskip("netCDF4")
+    with netcdf.Dataset(tmp_path / "x.nc", "w") as file:
+        file.createDimension("n", 6)
+        made = file.createVariable("x", "i4", ("n",), fill_value=-999)
+        made[:] = np.ma.masked_array([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 0, 0])
+    with netcdf.Dataset(tmp_path / "x.nc") as file:
+        file.set_always_mask(False)
+        array = lazy.adapt(file["x"])
+        assert float(lazy.mean(array).compute()) == file["x"][:].mean() == 3.4
+        assert array[[0, 3]].compute().mask.tolist() == [False, True]
+
+
+def test_the_mask_over_a_memory_map_is_kept(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([1.0, -999, 3]))
+    under = np.load(tmp_path / "x.npy", mmap_mode="r")
+    masked = np.ma.masked_equal(under, -999, copy=False)
+    assert float(lazy.mean(masked).compute()) == 2
