@@ -57,8 +57,7 @@ class ChunkCache:
     def get(self, key: Any) -> Chunk | None:
         """The chunk, now the most recently used; None where it is not held.
 
-        One that is being prepared is waited for; where that fails, or has not been begun, it is not
-        held: threads that prepare must never all wait for what comes after them.
+        One that is being prepared is waited for; where that fails, it is not held.
         """
         chunk = self._chunks.get(key)
         if chunk is not None:  # no lock: between these steps all is well, but for a hit not counted
@@ -78,12 +77,11 @@ class ChunkCache:
                 self.misses += 1
                 return None
         try:
-            chunk = None if pending.cancel() else pending.result()
+            chunk = pending.result()
         except Exception:
             return None  # whoever wants it now meets the error himself
         with self._lock:
-            self.hits += chunk is not None
-            self.misses += chunk is None
+            self.hits += 1
         return chunk
 
     def get_all(self, column: Any, numbers: Sequence[int]) -> list[Chunk | None]:

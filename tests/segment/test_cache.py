@@ -91,11 +91,10 @@ def test_only_what_was_rented_lately_is_remembered() -> None:
 
 def test_a_chunk_on_its_way_is_waited_for_and_prepared_once() -> None:
     cache = ChunkCache(100)
-    begun, go = threading.Event(), threading.Event()
+    go = threading.Event()
     starts = []
 
     def make() -> np.ndarray:
-        begun.set()
         go.wait()
         return chunk(10)
 
@@ -107,23 +106,10 @@ def test_a_chunk_on_its_way_is_waited_for_and_prepared_once() -> None:
 
         cache.prepare("a", start)
         cache.prepare("a", start)
-        begun.wait()
         threading.Timer(0.05, go.set).start()
         assert cache.get("a").nbytes == 10
     cache.prepare("a", start)
     assert len(starts) == 1 and cache.nbytes == 10
-
-
-def test_one_that_nobody_has_begun_to_prepare_is_not_waited_for() -> None:
-    cache, coming = ChunkCache(100), Future[np.ndarray]()
-    cache.prepare(("a", 0), lambda: coming)
-
-    assert cache.get(("a", 0)) is None and coming.cancelled()
-    assert cache.misses == 1 and cache.hits == 0
-    again = Future[np.ndarray]()
-    cache.prepare(("a", 0), lambda: again)  # it may be prepared anew
-    again.set_result(chunk(10))
-    assert cache.get(("a", 0)).nbytes == 10
 
 
 def test_one_that_fails_on_its_way_is_not_held() -> None:
@@ -179,7 +165,6 @@ def test_every_one_of_several_or_none_of_them_and_then_nobody_has_asked() -> Non
 
 def test_what_is_being_prepared_is_waited_for_among_several() -> None:
     cache, coming = ChunkCache(100), Future[np.ndarray]()
-    coming.set_running_or_notify_cancel()
     cache.put(("a", 0), chunk(10))
     cache.prepare(("a", 1), lambda: coming)
     threading.Timer(0.05, lambda: coming.set_result(chunk(20))).start()
