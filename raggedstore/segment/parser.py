@@ -28,11 +28,13 @@ def _mend() -> None:
     from pyfive.dataobjects import DataObjects
     from pyfive.datatype_msg import DatatypeMessage
 
-    decode = DataObjects._decode_link_msg
-    fixed_point = DatatypeMessage._determine_dtype_fixed_point
+    # Another version of it may call them otherwise, and then has to be right by itself.
+    decode = getattr(DataObjects, "_decode_link_msg", None)
+    fixed_point = getattr(DatatypeMessage, "_determine_dtype_fixed_point", None)
 
     def decode_link(data: bytes, offset: int) -> Any:
         """Names are UTF-8: PyTables, and HDF5 by default, mark them as ASCII whatever they are."""
+        assert decode is not None
         try:
             return decode(data, offset)
         except UnicodeDecodeError:
@@ -46,10 +48,13 @@ def _mend() -> None:
 
     def of_all_bits(message: Any, head: Any) -> Any:
         """Integers of some of their bytes' bits would have to be shifted and extended."""
+        assert fixed_point is not None
         offset, precision = struct.unpack_from("<HH", message.buf, message.offset)
         if (offset, precision) != (0, 8 * head["size"]):
             raise NotImplementedError(f"integers of {precision} bits in {head['size']} bytes")
         return fixed_point(message, head)
 
-    DataObjects._decode_link_msg = staticmethod(decode_link)
-    DatatypeMessage._determine_dtype_fixed_point = of_all_bits
+    if decode is not None:
+        DataObjects._decode_link_msg = staticmethod(decode_link)
+    if fixed_point is not None:
+        DatatypeMessage._determine_dtype_fixed_point = of_all_bits
