@@ -161,13 +161,13 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         for name, field in loader.samples.schema.items():
             check_torch_dtype(field.dtype, f"field {name!r}")
         # For each worker, seen by all processes: as of which change of the loader here it is; what
-        # workers of one DataLoader have in common; the epoch that they began with; and the one that
-        # it began last. Its copy of the loader ends with it, when an epoch does, and the next
-        # DataLoader may have other numbers of workers.
+        # workers of one DataLoader have in common; the epoch that they began with; which DataLoader
+        # that is, counted; and the epoch that it began last. Its copy of the loader ends with it,
+        # when an epoch does, and the next DataLoader may have other numbers of workers.
         torch = require("torch", "torch")
-        self._seen = torch.zeros((_MOST_WORKERS, 4), dtype=torch.int64).share_memory_()
+        self._seen = torch.zeros((_MOST_WORKERS, 5), dtype=torch.int64).share_memory_()
         self._changes: int | None = None
-        self._listed = False
+        self._listed, self._turn = False, 0
         self._phase, self._begun = 0, 0
         #: Where an iterator begins that has handed over nothing, and as of which change.
         self._unused: tuple[int, dict[str, Any]] | None = None
@@ -200,9 +200,9 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             # it where it goes on from an epoch's end.
             self.load_state_dict(self._unused[1])
         phase, self._phase = self._phase, 0
-        state = self.loader.state_dict()
-        self._begun = state["batches"] - phase * self.loader.batches_a_step
         batches = self.loader.iterate(worker, workers, phase=phase)
+        begun = self.loader.state_dict()["batches"]
+        self._begun = begun - phase * self.loader.batches_a_step
         if info is None:
             self._unused = self.loader.changes, self.state_dict()
         return self._tensors(batches)
@@ -216,25 +216,32 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         row, common = self._seen[info.id], int(info.seed) - int(info.id)
         if self._changes is None:  # a copy as it was when the worker started
             self._changes = self.loader.changes + 1
-            last = self._last_begun(self._changes)
-            changes, whose, first = (self._seen[:, i].clone() for i in range(3))
-            peers = first[(changes == self._changes) & (whose == common)]
-            if len(peers):
-                self._at(int(peers[0]))
-            elif last is not None:
-                self._at(last + 1)
+            changes, last, turn, whose, first = (self._seen[:, i].clone() for i in (0, 4, 3, 1, 2))
+            known = changes == self._changes
+            mine = int(turn[info.id]) if known[info.id] else -1
+            peers = known & (whose == common) & (turn > mine)
+            if peers.any():
+                self._at(int(first[peers][0]))
+                self._turn = int(turn[peers][0])
+            elif known.any():
+                self._turn = int(turn[known].max()) + 1
+                self._at(int(last[known & (turn == self._turn - 1)].max()) + 1)
         epoch = self.loader.epoch
         if not self._listed:
-            row[2] = epoch
+            if not self._turn:  # after a state was loaded here
+                self._turn = 1 + max(
+                    self._seen[self._seen[:, 0] == self._changes, 3].tolist(), default=0
+                )
+            row[2], row[3] = epoch, self._turn
             row[1] = common
             self._listed = True
-        row[3] = epoch
+        row[4] = epoch
         row[0] = self._changes
 
     def _last_begun(self, changes: int) -> int | None:
         """The last epoch that workers have begun as of a change of the loader here."""
-        known = self._seen[:, 0] == changes
-        return int(self._seen[known, 3].max()) if known.any() else None
+        known = self._seen[self._seen[:, 0] == changes]
+        return int(known[known[:, 3] == known[:, 3].max(), 4].max()) if len(known) else None
 
     def _at(self, epoch: int) -> None:
         """Have the loader at an epoch's beginning, or wherever in it it is."""

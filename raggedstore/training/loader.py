@@ -348,6 +348,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
         self._place, self._ended = _Progress(check_seed(epoch, what="epoch")), True
+        self._rejoined = None
         self._take_in()
         self.changes += 1
 
@@ -666,7 +667,8 @@ class Loader:
             "epoch": progress.epoch,
             "begun": progress.begun,
             "batches": progress.batches,
-            "batches_a_step": self.batches_a_step,
+            # 0 where not all of them were of so many.
+            "batches_a_step": 0 if progress.epoch == self._rejoined else self.batches_a_step,
             "unit": cursor.unit,
             "given": cursor.given,
             "left": [picks.to_json() for picks in cursor.left],

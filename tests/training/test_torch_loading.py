@@ -98,6 +98,17 @@ def test_each_epoch_comes_once_whatever_the_numbers_of_workers(store: rs.Store) 
     assert [plain(loading(dataset, workers)) for workers in numbers] == epochs
 
 
+def test_epochs_go_on_where_each_begins_with_the_same_seed(store: rs.Store) -> None:
+    alone = LoaderDataset(loader_of(store))
+    epochs = [plain(loading(alone, 0)) for _ in range(3)]
+    dataset, got = LoaderDataset(loader_of(store)), []
+    for _ in epochs:
+        torch.manual_seed(0)
+        got.append(plain(loading(dataset, 2)))
+
+    assert got == epochs
+
+
 def test_an_iterator_that_hands_over_nothing_has_had_no_epoch(store: rs.Store) -> None:
     dataset = LoaderDataset(loader_of(store))
     first = plain(loading(dataset, 0))
