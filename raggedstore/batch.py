@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore import kernel
+from raggedstore.casting import check_unmasked
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
 
@@ -46,12 +47,6 @@ def expand_ranges(starts: Int64s, lengths: Int64s) -> Int64s:
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
 
 
-def _check_unmasked(values: Any) -> None:
-    """SampleError where some are masked: there they would be as if they were not."""
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise SampleError("masked elements cannot be kept in a batch; fill them first")
-
-
 class RaggedBatch(Sequence[npt.NDArray[Any]]):
     """Samples of one ragged field, flattened into one array.
 
@@ -81,7 +76,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         offsets: npt.ArrayLike,
         shapes: npt.ArrayLike | None = None,
     ) -> None:
-        _check_unmasked(values)
+        check_unmasked(values, "values")
         try:
             array, where = np.asarray(values), np.asarray(offsets)
             shape_rows = None if shapes is None else np.asarray(shapes)
@@ -128,7 +123,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
     ) -> RaggedBatch:
         """A batch of the given arrays, copied; `ndim` is needed only for an empty list."""
         for sample in samples:
-            _check_unmasked(sample)
+            check_unmasked(sample, "a sample")
         arrays = [np.asarray(sample, dtype) for sample in samples]
         dims = {array.ndim for array in arrays} or {1 if ndim is None else ndim}
         if len(dims) > 1:

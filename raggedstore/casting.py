@@ -16,9 +16,15 @@ import numpy.typing as npt
 
 from raggedstore.errors import SampleError, SampleTypeError
 
-__all__ = ["as_array", "cast"]
+__all__ = ["as_array", "cast", "check_unmasked"]
 
 Array = npt.NDArray[Any]
+
+
+def check_unmasked(value: Any, what: str) -> None:
+    """SampleError where elements are masked, which would be stored as if they were not."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise SampleError(f"{what}: masked elements cannot be stored; fill them first")
 
 
 def as_array(value: Any, what: str) -> Array:
@@ -31,8 +37,7 @@ def as_array(value: Any, what: str) -> Array:
     """
     if type(value) is np.ndarray:
         return value
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise SampleError(f"{what}: masked elements cannot be stored; fill them first")
+    check_unmasked(value, what)
     try:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:

@@ -244,7 +244,7 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         return int(known[known[:, 3] == known[:, 3].max(), 4].max()) if len(known) else None
 
     def _at(self, epoch: int) -> None:
-        """Have the loader at an epoch's beginning, or wherever in it it is."""
+        """Have the loader at the beginning of an epoch, unless it is in that one already."""
         if epoch != self.loader.epoch:
             self.loader.set_epoch(epoch)
 

@@ -148,7 +148,8 @@ class _DirectSource(Source):
             self._file = os.getpid(), FileBytes(Path(self._path), OpenFiles(1))
         stat = os.fstat(self._file[1].fileno())
         # One that was cut short is damaged: what is not there any more is met as it is read.
-        if stat.st_mtime_ns != changed and (fresh or stat.st_size >= size):
+        is_other = stat.st_mtime_ns != changed or stat.st_size != size
+        if is_other and (fresh or stat.st_size >= size):
             raise FormatError(f"{self} is not the file that was adapted: adapt it again")
         return self._file[1]
 

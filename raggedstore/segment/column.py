@@ -491,12 +491,12 @@ class ColumnReader:
 
     def _ahead(self, number: int) -> Future[npt.NDArray[Any]] | None:
         pool = self._context.pool
-        if pool is not None:
-            with suppress(
-                RuntimeError
-            ):  # at the interpreter's end, or where it has no more threads
-                return pool.submit(self._decoded, number)
-        return None
+        if pool is None:
+            return None
+        try:
+            return pool.submit(self._decoded, number)
+        except RuntimeError:  # at the interpreter's end, or where it has no more threads
+            return None
 
 
 def _is_run(starts: Int64s, stops: Int64s) -> bool:

@@ -354,8 +354,8 @@ def _chunked(node: Any, column: Column, rows: int, data: FileBytes, userblock: i
             check_bounds(entries, len(data), nbytes, column.name)
             if filters == [BLOSC2]:
                 decode = partial(decode_boxes, shape=shape, dtype=column.dtype)
-                if not skipped.any() and not _any_boxes(entries, shape, data):
-                    blocks = _blocks(entries, nbytes, data)
+                blocks, boxes = _blocks(entries, shape, nbytes, data)
+                if not boxes and not skipped.any():
                     return DatasetTable(column, rows, shape[0], entries, blocks)
             stored = _stored(decode, skipped)
             return DatasetTable(column, rows, shape[0], entries, source=stored)
@@ -425,26 +425,21 @@ class _Chunks:
         return self.entries[:count], self.masks[:count] != 0
 
 
-def _any_boxes(entries: npt.NDArray[Any], shape: tuple[int, ...], data: FileBytes) -> bool:
-    """Whether some Blosc2 chunk is cut into boxes, or says what makes no sense of it."""
-    if len(shape) == 1:
-        return False
-    for offset, size in entries[["offset", "size"]].tolist():
-        try:
-            if box_of(data.read(offset, min(size, _HEAD_BYTES)), shape) is not None:
-                return True
-        except CorruptionError:
-            return True  # of that chunk alone, and said when it is read
-    return False
-
-
-def _blocks(entries: npt.NDArray[Any], chunk_nbytes: int, data: FileBytes) -> BlockTable | None:
-    """Where the blocks of Blosc2 chunks lie, from what each chunk begins with."""
+def _blocks(
+    entries: npt.NDArray[Any], shape: tuple[int, ...], chunk_nbytes: int, data: FileBytes
+) -> tuple[BlockTable | None, bool]:
+    """Where the blocks of Blosc2 chunks lie, from what each begins with; whether any has boxes."""
     found = []
     for offset, size in entries[["offset", "size"]].tolist():
-        blocks = blocks_of(data.read(offset, min(size, _HEAD_BYTES)), size)
+        head = data.read(offset, min(size, _HEAD_BYTES))
+        try:
+            if len(shape) > 1 and box_of(head, shape) is not None:
+                return None, True
+        except CorruptionError:
+            return None, True  # of that chunk alone, and said when it is read
+        blocks = blocks_of(head, size)
         found.append((blocks, np.zeros(0 if blocks is None else len(blocks.edges) - 1, np.uint32)))
-    return BlockTable.of(found, chunk_nbytes)
+    return BlockTable.of(found, chunk_nbytes), False
 
 
 Decoder = Callable[[memoryview, npt.NDArray[np.uint8]], None]
