@@ -22,7 +22,7 @@ from tables.utilsextension import get_filters
 
 from raggedstore.errors import CorruptionError, UsageError
 from raggedstore.indexing import Positions
-from raggedstore.segment.boxes import decode_boxes, decode_range
+from raggedstore.segment.boxes import decode_rows
 
 __all__ = ["Array", "RowReader", "Rows", "runs"]
 
@@ -158,15 +158,10 @@ class Rows:
 def _decode(
     frame: bytes, dtype: np.dtype[Any], chunkshape: tuple[int, ...], part: tuple[slice, ...]
 ) -> Array:
-    """`part` of the chunk in a contiguous Blosc2 frame; of rows of one value, by its blocks."""
-    stored, size = memoryview(frame), dtype.itemsize
-    nbytes = size * int(np.prod(chunkshape, dtype=np.int64))
-    if len(part) == 1:
-        (rows,) = part
-        return decode_range(stored, rows.start * size, rows.stop * size, nbytes).view(dtype)
-    raw = np.empty(nbytes, np.uint8)
-    decode_boxes(stored, raw, chunkshape, dtype)
-    return raw.view(dtype).reshape(chunkshape)[part]
+    """`part` of the chunk in a contiguous Blosc2 frame, its rows by the blocks that they lie in."""
+    rows, *others = part
+    got = decode_rows(memoryview(frame), rows.start, rows.stop, chunkshape, dtype)
+    return got[(slice(None), *others)]
 
 
 def runs(starts: Positions, stops: Positions, *, chunk: int, limit: int) -> list[slice]:

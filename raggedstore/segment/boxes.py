@@ -21,7 +21,7 @@ from raggedstore.errors import CorruptionError
 from raggedstore.segment.blocks import HEADER, assemble_run, blocks_of, decode_assembled
 from raggedstore.segment.codec import check_frame, decode_frame
 
-__all__ = ["box_of", "decode_boxes", "decode_range"]
+__all__ = ["box_of", "decode_boxes", "decode_range", "decode_rows"]
 
 Bytes = npt.NDArray[np.uint8]
 Shape = tuple[int, ...]
@@ -103,15 +103,45 @@ def decode_boxes(frame: memoryview, out: Bytes, shape: Shape, dtype: np.dtype[An
     if box is None:
         decode_frame(frame, out)
         return
-    grid = [-(-n // b) for n, b in zip(shape, box, strict=True)]
-    full = [count * b for count, b in zip(grid, box, strict=True)]
-    if math.prod(full) * dtype.itemsize > _MOST:
-        raise CorruptionError(f"a Blosc2 chunk of {shape} in boxes of {box}")
-    cut = np.empty((*grid, *box), dtype)
+    cut = np.empty((*_grid(shape, box, dtype), *box), dtype)
     decode_frame(frame, cut.reshape(-1).view(np.uint8))
-    axes = [axis for i in range(len(shape)) for axis in (i, len(shape) + i)]
-    rows = cut.transpose(axes).reshape(full)
-    out.view(dtype).reshape(shape)[...] = rows[tuple(map(slice, shape))]
+    out.view(dtype).reshape(shape)[...] = _joined(cut)[tuple(map(slice, shape))]
+
+
+def decode_rows(
+    frame: memoryview, start: int, stop: int, shape: Shape, dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """The rows from `start` to `stop` of such a chunk, by the blocks that they lie in."""
+    check_frame(frame)
+    box = box_of(frame, shape)
+    if box is None:
+        row = math.prod(shape[1:]) * dtype.itemsize
+        raw = decode_range(frame, start * row, stop * row, shape[0] * row)
+        return raw.view(dtype).reshape(-1, *shape[1:])
+    # Boxes lie row by row of their grid, so that those of neighbouring rows are neighbours.
+    grid = _grid(shape, box, dtype)
+    first, last = start // box[0], -(-stop // box[0])
+    each = math.prod((*grid[1:], *box)) * dtype.itemsize
+    raw = decode_range(frame, first * each, last * each, grid[0] * each)
+    cut = raw.view(dtype).reshape(last - first, *grid[1:], *box)
+    rows = slice(start - first * box[0], stop - first * box[0])
+    return _joined(cut)[(rows, *map(slice, shape[1:]))]
+
+
+def _grid(shape: Shape, box: Shape, dtype: np.dtype[Any]) -> Shape:
+    """How many boxes there are along each dimension; CorruptionError where they are too large."""
+    grid = tuple(-(-n // b) for n, b in zip(shape, box, strict=True))
+    if math.prod(grid) * math.prod(box) * dtype.itemsize > _MOST:
+        raise CorruptionError(f"a Blosc2 chunk of {shape} in boxes of {box}")
+    return grid
+
+
+def _joined(cut: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Boxes of a grid put together, filled up as they are."""
+    ndim = cut.ndim // 2
+    axes = [axis for i in range(ndim) for axis in (i, ndim + i)]
+    full = [cut.shape[i] * cut.shape[ndim + i] for i in range(ndim)]
+    return cut.transpose(axes).reshape(full)
 
 
 def decode_range(frame: memoryview, start: int, stop: int, nbytes: int) -> Bytes:

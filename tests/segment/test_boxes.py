@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raggedstore.errors import CorruptionError
-from raggedstore.segment.boxes import box_of, decode_boxes, decode_range
+from raggedstore.segment.boxes import box_of, decode_boxes, decode_range, decode_rows
 
 RNG = np.random.default_rng(0)
 
@@ -33,15 +33,20 @@ def chunks(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...], int]:
 
 
 @settings(deadline=None)
-@given(chunks())
+@given(chunks(), st.integers(0, 100))
 def test_whatever_its_boxes_a_chunk_decodes_to_its_rows(
-    chunk: tuple[np.ndarray, tuple[int, ...], int],
+    chunk: tuple[np.ndarray, tuple[int, ...], int], count: int
 ) -> None:
     values, box, level = chunk
     out = np.empty(values.nbytes, np.uint8)
     frame = memoryview(frame_of(values, box, level))
     decode_boxes(frame, out, values.shape, values.dtype)
     np.testing.assert_array_equal(out.view(values.dtype).reshape(values.shape), values)
+    start = count % len(values)
+    rows = decode_rows(frame, start, len(values), values.shape, values.dtype)
+    np.testing.assert_array_equal(rows, values[start:])
+    middle = decode_rows(frame, start, start + 1, values.shape, values.dtype)
+    np.testing.assert_array_equal(middle, values[start : start + 1])
     if box_of(frame, values.shape) is None:  # then the frame alone says all
         plain = blosc2.decompress2(frame[struct.unpack_from(">i", frame, 11)[0] :])
         np.testing.assert_array_equal(np.frombuffer(plain, np.uint8), out)
