@@ -82,6 +82,23 @@ class Spread:
         place = left.index(axis)
         return cls(parts[0].count, np.concatenate(means, place), np.concatenate(squares, place))
 
+    @classmethod
+    def of_present(
+        cls, values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], along: tuple[int, ...]
+    ) -> Spread:
+        """As `of`, without the values where `absent`, which has their shape."""
+        left = [axis for axis in range(values.ndim) if axis not in along]
+        groups = [values.shape[axis] for axis in left]
+        count = np.asarray(values.size // max(math.prod(groups), 1) - absent.sum(axis=along))
+        with np.errstate(invalid="ignore", over="ignore"):
+            wide = np.where(absent, 0.0, values).astype(np.float64, copy=False)
+            mean = wide.sum(axis=along) / np.maximum(count, 1)
+            wide -= np.expand_dims(mean, along)
+            wide[absent] = 0
+            axes = list(range(values.ndim))
+            squares: Floats = np.asarray(np.einsum(wide, axes, wide, axes, left))  # type: ignore[arg-type]
+        return cls(count, np.asarray(mean), squares)
+
     def merge(self, other: Spread) -> Spread:
         """That of the values of both."""
         count = self.count + other.count
@@ -90,12 +107,14 @@ class Spread:
         theirs = other.count / np.maximum(count, 1)
         with np.errstate(invalid="ignore", over="ignore"):
             delta = other.mean - self.mean
+            # Of nothing none, also where the distance is infinite.
+            apart = np.where(self.count * theirs == 0, 0, delta * delta * self.count * theirs)
             return Spread(
                 count,
                 # Not mean + delta * theirs: that is NaN where one mean is infinite. And equal means
                 # stay as they are: what does not vary has no deviation, not even of rounding.
                 np.where(delta == 0, self.mean, self.mean * mine + other.mean * theirs),
-                self.squares + other.squares + delta * delta * self.count * theirs,
+                self.squares + other.squares + apart,
             )
 
     def variance(self, ddof: int = 0) -> Floats:

@@ -26,7 +26,7 @@ __all__ = ["MAX_DIMENSIONS", "Field", "Schema"]
 MAX_DIMENSIONS = 8
 MAX_NAME_BYTES = 255
 _MAX_SIZE = 2**63 - 1  # of a dimension
-_MOST = 511 * 2**20  # bytes of a fixed shape: c-blosc2 has a little under 512 MiB in a block
+_MOST = 2**31  # bytes of a fixed shape
 _DTYPE = re.compile(r"[<>|][biufc][0-9]{1,2}")  # as `to_json` writes it
 _TEXT = {"str": "str", str: "str", "bytes": "bytes", bytes: "bytes"}
 
@@ -89,7 +89,7 @@ class Field:
         if len(dims) > MAX_DIMENSIONS:
             raise SchemaError(f"at most {MAX_DIMENSIONS} dimensions, got {len(dims)}")
         if None not in dims and np.prod([float(d or 0) for d in dims]) * resolved.itemsize > _MOST:
-            raise SchemaError(f"a fixed shape of over 511 MiB a sample, {shape!r}: make it ragged")
+            raise SchemaError(f"a fixed shape of over 2 GiB a sample, {shape!r}: make it ragged")
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "dtype", resolved)
         object.__setattr__(self, "shape", tuple(dims))

@@ -489,7 +489,7 @@ class _Walker:
         if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
             if type(op) not in _COMPARISONS:
                 self._fail(node, "rules compare with ==, !=, <, <=, >, >= and in")
-            holds: Bools = _COMPARISONS[type(op)](one, other)
+            holds: Bools = _COMPARISONS[type(op)](*_comparable(one, other))
             return holds
         if isinstance(other, _Text):
             one, other = other, one
@@ -538,6 +538,28 @@ def _of(rows: Int64s | None, chosen: Int64s) -> Int64s:
 def _largest(numbers: Array) -> int:
     """The largest magnitude among integers."""
     return max(abs(int(numbers.min())), abs(int(numbers.max()))) if numbers.size else 0
+
+
+def _comparable(one: Array, other: Array) -> tuple[Array, Array]:
+    """Numbers that compare by value as NumPy compares them, which would round integers to floats.
+
+    Rounding keeps an order. Only where an integer comes to just the float is there more to know:
+    these are taken for how the integer differs from it, and 0.
+    """
+    if one.dtype.kind == "f" and other.dtype.kind in "iu":
+        return _comparable(other, one)[::-1]
+    if one.dtype.kind not in "iu" or other.dtype.kind != "f":
+        return one, other
+    rounded, floats = one.astype(other.dtype), other
+    ties = np.flatnonzero((rounded == floats) & (np.abs(floats) >= 2.0**53))
+    if len(ties):
+        rounded, floats = rounded.copy(), floats.copy()
+        integers, near = one[ties], floats[ties]
+        above = near >= 2.0 ** (64 if one.dtype.kind == "u" else 63)  # all integers of this dtype
+        whole = np.where(above, 0, near).astype(one.dtype)
+        rounded[ties] = np.where(above | (integers < whole), -1, integers > whole)
+        floats[ties] = 0
+    return rounded, floats
 
 
 def _wide(values: Array) -> Array:

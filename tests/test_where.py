@@ -441,6 +441,40 @@ def test_a_rule_is_checked_where_there_are_no_samples(store: rs.Store) -> None:
             resolve(rule, nobody)
 
 
+@settings(FIXTURE, max_examples=300)
+@given(
+    st.sampled_from(["int64", "uint64"]).flatmap(
+        lambda kind: st.tuples(
+            st.just(kind),
+            st.lists(
+                st.integers(np.iinfo(kind).min, np.iinfo(kind).max)
+                | st.sampled_from([2**53, 2**53 + 1, 2**62 + 1, 2**63 - 1, np.iinfo(kind).max]),
+                min_size=1,
+                max_size=8,
+            ),
+        )
+    ),
+    st.floats() | st.sampled_from([2.0**53, 2.0**62, 2.0**63, 2.0**64, -(2.0**63)]),
+    st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+    st.booleans(),
+)
+def test_integers_and_floats_compare_by_value_as_in_python(
+    tmp_path_factory: Any, integers: tuple[str, list[int]], number: float, op: str, turned: bool
+) -> None:
+    kind, values = integers
+    store = rs.create(
+        tmp_path_factory.mktemp("numbers") / "store",
+        {"n": rs.Field(kind), "x": rs.Field("float64")},
+    )
+    with store.writer() as writer:
+        writer.extend({"n": np.array(value, kind), "x": number} for value in values)
+
+    rule = f"x {op} n" if turned else f"n {op} x"
+    assert found(rule, store) == [
+        i for i, n in enumerate(values) if eval(rule, {"n": n, "x": number})
+    ]
+
+
 def test_a_field_named_by_a_word_of_python_needs_a_function(tmp_path: Any) -> None:
     store = rs.create(tmp_path / "store", {"class": rs.Field("int64")})
     with pytest.raises(rs.UsageError, match="write a function"):

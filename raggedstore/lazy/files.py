@@ -75,12 +75,23 @@ class _Kind:
     unit: Callable[[Any], Any]
     #: Whether nobody can write through the file that the dataset is in.
     is_final: Callable[[Any], bool]
+    #: The descriptor of the file that the dataset is in, where there is one and it can be had.
+    descriptor: Callable[[Any], int | None]
 
 
 def _open_h5py(path: str) -> Any:
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401  # registers filters, Blosc2 among them
     return require("h5py", "h5py").File(path, "r")
+
+
+def _h5py_descriptor(dataset: Any) -> int | None:
+    return dataset.file.id.get_vfd_handle() if dataset.file.driver == "sec2" else None
+
+
+def _tables_descriptor(node: Any) -> int | None:
+    driver = node._v_file.params.get("DRIVER")
+    return node._v_file.fileno() if driver in (None, "H5FD_SEC2") else None
 
 
 def _chunking(variable: Any) -> Any:
@@ -97,6 +108,7 @@ _KINDS = {
         find=lambda file, name: file[name],
         unit=lambda dataset: dataset.chunks,
         is_final=lambda dataset: dataset.file.mode == "r",
+        descriptor=_h5py_descriptor,
     ),
     "tables": _Kind(
         path=lambda node: node._v_file.filename,
@@ -106,6 +118,7 @@ _KINDS = {
         find=lambda file, name: file.get_node(name),
         unit=lambda node: node.chunkshape,
         is_final=lambda node: node._v_file.mode == "r",
+        descriptor=_tables_descriptor,
     ),
     "netCDF4": _Kind(
         path=lambda variable: variable.group().filepath(),
@@ -114,7 +127,8 @@ _KINDS = {
         open=lambda path: import_module("netCDF4").Dataset(path),
         find=lambda file, name: file[name],
         unit=_chunking,
-        is_final=lambda variable: False,  # it does not say
+        is_final=lambda variable: False,  # it does not say,
+        descriptor=lambda variable: None,  # nor this
     ),
 }
 
@@ -149,7 +163,8 @@ class Hdf5Source(Source):
             unit = what.unit(node) if self.shape else None
             self.unit = None if unit is None else tuple(map(int, unit))
             self.path, self.name = os.path.abspath(what.path(node)), what.name(node)
-            self.final = what.is_final(node)
+            self._moved = _is_other(what.descriptor(node), self.path)
+            self.final = what.is_final(node) and not self._moved
         self.token, self._size = unique_token(kind), 0
         self.changed = 0  #: when the file was, in ns, where it is final
         if self.final and os.path.exists(self.path):
@@ -163,6 +178,7 @@ class Hdf5Source(Source):
     def __getstate__(self) -> dict[str, Any]:
         if not self.name or not os.path.exists(self.path):
             raise UsageError(f"{self} lies in no file, so no other process can open it")
+        self._check_there()
         return {**self.__dict__, "_node": None}
 
     def read(self, window: Window) -> Any:
@@ -185,7 +201,17 @@ class Hdf5Source(Source):
                     f"{self}: the file has {size} bytes, and had {self._size} when it was adapted"
                 )
 
+    def _check_there(self) -> None:
+        """UsageError where the file could not be opened again by its path."""
+        if self._moved:
+            raise UsageError(
+                f"{self}: at this path lies another file than the one that was open when this was "
+                f"adapted, which cannot be opened again: was it moved, or the working folder "
+                f"changed? Open it anew, and adapt that"
+            )
+
     def _reopened(self) -> Any:
+        self._check_there()
         _stat(self.path)
         node = _FILES.find(self._kind, self.path, self.name)
         if self._options:
@@ -196,6 +222,13 @@ class Hdf5Source(Source):
                 f"adapt it again"
             )
         return node
+
+
+def _is_other(descriptor: int | None, path: str) -> bool:
+    """Whether the file at a path is another one than that which is open."""
+    if descriptor is None or not os.path.exists(path):
+        return False
+    return not os.path.samestat(os.fstat(descriptor), os.stat(path))
 
 
 def _netcdf_options(variable: Any) -> dict[str, bool]:

@@ -1,8 +1,8 @@
 """Statistics of arrays of any size, as lazy arrays: `compute` reads the data once for many of them.
 
 Dask's reductions do the work, told to sum in float64 whatever the data is: a uint8 sum does not
-overflow, and a float32 mean of a million keeps its digits. Means and variances of plain numbers go
-by `Spread`, which reads each value once for both; those of masked or complex ones are Dask's own.
+overflow, and a float32 mean of a million keeps its digits. Means and variances of real numbers go
+by `Spread`, which reads each value once for both; those of complex ones are Dask's own.
 What Dask lacks is built on them: sums of integers that are exact or an error, counts and histograms
 that heed masks, quantiles with a proven error (`Sketch`).
 
@@ -80,9 +80,10 @@ def mean(x: Any, axis: Axis = None, *, keepdims: bool = False, skipna: bool = Fa
         Leave NaN out.
     """
     x, axes = _checked(x, axis, skipna, "mean")
-    if _is_plain(x, skipna):
-        return _of_spread(x, axes, _mean_of, keepdims)
-    result = da.mean(x, axis=axes, keepdims=keepdims, dtype=_wide(x.dtype))
+    if _is_real(x):
+        result = _of_spread(x, axes, _mean_of, keepdims)
+    else:
+        result = da.mean(x, axis=axes, keepdims=keepdims, dtype=_wide(x.dtype))
     return _filled(result, np.nan, skipna)
 
 
@@ -92,26 +93,34 @@ def var(
     """The variance, float64: of the population, or of a sample with ``ddof=1``; see `mean`."""
     x, axes = _checked(x, axis, skipna, "var")
     number(ddof, "ddof")
-    if _is_plain(x, skipna):
-        return _of_spread(x, axes, functools.partial(_variance_of, ddof=ddof), keepdims)
-    if x.dtype.kind == "c":
+    if _is_real(x):
+        result = _of_spread(x, axes, functools.partial(_variance_of, ddof=ddof), keepdims, ddof)
+    elif x.dtype.kind == "c":
         result = da.var(x.astype(_wide(x.dtype)), axis=axes, ddof=ddof, keepdims=keepdims)
     else:
         result = da.var(x, axis=axes, ddof=ddof, keepdims=keepdims, dtype=_wide(x.dtype))
     return _filled(result, np.nan, skipna)
 
 
-def _is_plain(x: da.Array, skipna: bool) -> bool:
-    """Whether there are only real numbers, and all of them count."""
-    real = x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
-    return real and not skipna and type(x._meta) is np.ndarray
+def _is_real(x: da.Array) -> bool:
+    """Whether there are only real numbers, of which float64 has the digits."""
+    return x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
 
 
 def _of_spread(
-    x: da.Array, axes: tuple[int, ...], what: Callable[[Spread], Any], keepdims: bool
+    x: da.Array,
+    axes: tuple[int, ...],
+    what: Callable[[Spread], Any],
+    keepdims: bool,
+    ddof: int = 0,
 ) -> da.Array:
-    """Something of the spread along some axes, which all that ask for it have in common."""
+    """Something of the spread along some axes, which all that ask for it have in common.
+
+    Where there are no more than `ddof` values it is masked, and in what has no masks NaN.
+    """
     left = tuple(i for i in range(x.ndim) if i not in axes)
+    masked = isinstance(x._meta, np.ma.MaskedArray)
+    meta = np.empty((0,) * len(left))
     reduced = da.reduction(
         x,
         functools.partial(_spread_of_block, along=axes),
@@ -119,10 +128,12 @@ def _of_spread(
         axis=axes,
         concatenate=False,
         dtype=object,
-        meta=np.empty((0,) * len(left), object),
+        meta=meta.astype(object),
     )
     result = reduced.map_blocks(
-        _shown_spread, what, dtype=np.float64, meta=np.empty((0,) * len(left))
+        functools.partial(_shown_spread, what=what, ddof=ddof, masked=masked),
+        dtype=np.float64,
+        meta=np.ma.asarray(meta) if masked else meta,
     )
     return _kept(result, axes, x.ndim) if keepdims else result
 
@@ -133,16 +144,24 @@ def _spread_of_block(
     if computing_meta:
         return block
     shape = tuple(n for i, n in enumerate(block.shape) if i not in along)
+    if isinstance(block, np.ma.MaskedArray):
+        absent = np.ma.getmaskarray(block)
+        return {"shape": shape, "summary": Spread.of_present(block.data, absent, along)}
     return {"shape": shape, "summary": Spread.of(block, along)}
 
 
-def _shown_spread(part: dict[str, Any], what: Callable[[Spread], Any]) -> Any:
-    shown = np.asarray(what(part["summary"])).reshape(part["shape"])
-    return shown[()]  # a number, where it is one
+def _shown_spread(
+    part: dict[str, Any], what: Callable[[Spread], Any], ddof: int, masked: bool
+) -> Any:
+    spread, shape = part["summary"], part["shape"]
+    few = np.broadcast_to(spread.count <= ddof, spread.mean.shape)
+    shown = np.where(few, np.nan, what(spread)).reshape(shape)
+    # A number, where it is one.
+    return np.ma.masked_array(shown, few.reshape(shape))[()] if masked else shown[()]
 
 
 def _mean_of(spread: Spread) -> Any:
-    return spread.mean if spread.count else np.full(spread.mean.shape, np.nan)
+    return spread.mean
 
 
 def _variance_of(spread: Spread, ddof: int) -> Any:

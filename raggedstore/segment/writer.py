@@ -16,6 +16,7 @@ is open at the end: there they are made to lead nowhere, and closed.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -33,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import offsets_of
-from raggedstore.errors import CorruptionError, StorageError
+from raggedstore.errors import CorruptionError, SchemaError, StorageError
 from raggedstore.layout import (
     FORMAT_ATTRIBUTE,
     FORMAT_VERSION,
@@ -60,12 +61,20 @@ from raggedstore.segment.table import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SegmentWriter", "check_closed", "hdf5_errors", "hdf5_lock", "quiet_names"]
+__all__ = [
+    "SegmentWriter",
+    "check_closed",
+    "check_writable",
+    "hdf5_errors",
+    "hdf5_lock",
+    "quiet_names",
+]
 
 hdf5_lock = threading.RLock()
 _live: weakref.WeakSet[SegmentWriter] = weakref.WeakSet()
 
 _FLUSH_SAMPLES = 4096
+_MOST_ROW = 511 * 2**20  # bytes: c-blosc2 has a little under 512 MiB in a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +312,17 @@ class _FieldWriter:
         self._flush_shapes()
         for column in self.columns:
             column.finish()
+
+
+def check_writable(schema: Schema) -> None:
+    """SchemaError where a field has larger rows than can be written, if read from elsewhere."""
+    for name, field in schema.items():
+        sizes = [size for size in field.shape if size is not None]
+        if not field.is_ragged and math.prod(sizes) * field.dtype.itemsize > _MOST_ROW:
+            raise SchemaError(
+                f"field {name!r}: a fixed shape of over 511 MiB a sample, {field.shape}, cannot be "
+                f"written: make it ragged"
+            )
 
 
 class SegmentWriter:

@@ -28,6 +28,7 @@ from raggedstore.schema import Schema
 from raggedstore.segment.codec import Compression
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.profiles import PROFILES, check_profile
+from raggedstore.segment.writer import check_writable
 from raggedstore.statistics import Axes
 from raggedstore.store import compaction, files, verification
 from raggedstore.store import vacuum as vacuuming
@@ -398,6 +399,7 @@ def create(
     """
     root = Path(path)
     checked = schema if isinstance(schema, Schema) else Schema(schema)
+    check_writable(checked)
     compressions = _compressions(checked, profile)
     manifest = Manifest(
         root, 0, checked, compressions, time=utc_now(), metadata=dict(metadata or {})

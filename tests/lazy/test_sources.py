@@ -140,6 +140,28 @@ def test_other_processes_open_them_by_path(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values, VALUES[1:])
 
 
+@pytest.mark.parametrize("kind", ["h5py", "tables"])
+def test_what_is_open_is_read_where_another_file_lies_at_its_path(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, number in (("here", 1), ("there", 2)):
+        (tmp_path / folder).mkdir()
+        with h5py.File(tmp_path / folder / "x.h5", "w") as file:
+            values = np.full((40, 10), number)
+            file.create_dataset("x", data=values, chunks=(10, 10), compression="gzip")
+    monkeypatch.chdir(tmp_path / "here")
+    file = h5py.File("x.h5") if kind == "h5py" else tables.open_file("x.h5")
+    monkeypatch.chdir(tmp_path / "there")
+    x = lazy.adapt(file["x"] if kind == "h5py" else file.root.x)
+
+    assert x.mean().compute() == 1
+    with pytest.raises(UsageError, match="another file"):
+        pickle.dumps(x)
+    file.close()
+    with pytest.raises(UsageError, match="another file"):
+        x.mean().compute()
+
+
 def test_a_file_that_was_closed_is_opened_again(opened: Opened) -> None:
     source, close = opened
     x = lazy.adapt(source)

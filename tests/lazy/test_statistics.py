@@ -150,6 +150,16 @@ def test_nan_makes_nan_or_is_skipped(values: np.ndarray, data: st.DataObject) ->
         assert not np.ma.isMaskedArray(skipped)
 
 
+def test_squares_that_overflow_are_infinite_also_beside_what_is_left_out() -> None:
+    values = np.array([1e200, -1e200, 1e200, np.nan])
+    for chunks in (1, 2, 4):
+        skipped = lazy.adapt(values, chunks=chunks)
+        masked = lazy.adapt(np.ma.masked_array(values, np.isnan(values)), chunks=chunks)
+        assert lazy.var(skipped, skipna=True).compute() == np.inf
+        assert lazy.std(skipped, skipna=True).compute() == np.inf
+        assert lazy.std(masked).compute() == np.inf
+
+
 @pytest.mark.parametrize("name", ["mean", "std", "var", "sum"])
 def test_complex_numbers_have_means_and_deviations(name: str) -> None:
     values = (np.arange(24) + 1j * np.arange(24)[::-1] ** 2).reshape(6, 4).astype("c8")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -155,10 +156,29 @@ def test_other_shapes_are_refused(shape: tuple[int | None, ...]) -> None:
         rs.Field("int16", shape)
 
 
-def test_a_sample_of_fixed_shape_takes_up_to_2_gib() -> None:
-    assert rs.Field("u1", (511 * 2**20,)).shape == (511 * 2**20,)
-    with pytest.raises(rs.SchemaError, match="511 MiB"):
-        rs.Field("u1", (511 * 2**20 + 1,))
+def test_rows_of_fixed_shape_take_up_to_2_gib_and_are_written_up_to_511_mib(tmp_path: Path) -> None:
+    assert rs.Field("u1", (2**31,)).shape == (2**31,)
+    with pytest.raises(rs.SchemaError, match="2 GiB"):
+        rs.Field("u1", (2**31 + 1,))
+
+    assert len(rs.create(tmp_path / "store", {"x": rs.Field("u1", (511 * 2**20,))})) == 0
+    with pytest.raises(rs.SchemaError, match="cannot be written: make it ragged"):
+        rs.create(tmp_path / "larger", {"x": rs.Field("u1", (511 * 2**20 + 1,))})
+    assert not (tmp_path / "larger").exists()
+
+
+def test_larger_rows_of_other_tools_are_opened_and_make_no_store(tmp_path: Path) -> None:
+    kept = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    kept.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    kept.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # so that the file has a hole, and takes no room
+    space = h5py.h5s.create_simple((1, 600 * 2**20))
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        h5py.h5d.create(file.create_group("x").id, b"data", h5py.h5t.STD_U8LE, space, kept)
+    source = rs.open(tmp_path / "rows.h5", budget="1MB")
+
+    assert source.schema["x"].shape == (600 * 2**20,)
+    with pytest.raises(rs.SchemaError, match="cannot be written: make it ragged"):
+        rs.create(tmp_path / "store", source.schema)
 
 
 def test_metadata_of_over_16_mib_is_refused_and_changes_nothing(tmp_path: Path) -> None:
