@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from raggedstore.errors import NotAStoreError, UsageError
 from raggedstore.interop.single import SingleFile
-from raggedstore.store.files import storage_errors
+from raggedstore.store.files import as_path, storage_errors
 from raggedstore.store.store import DEFAULT_BUDGET, Store
 
 __all__ = ["open"]
@@ -56,7 +55,7 @@ def open(
     CorruptionError
         What is there is damaged.
     """
-    where = Path(path)
+    where = as_path(path)
     with storage_errors(where, "be looked at"):
         is_folder, is_there = where.is_dir(), where.exists()
     if is_folder:

@@ -12,8 +12,9 @@ import itertools
 import os
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -135,8 +136,8 @@ class Samples(ABC):
 
     def select(self, indices: Any = None, *, fields: Sequence[str] | None = None) -> Selection:
         """A view of some samples, or some fields, or both: nothing is read or copied."""
-        if isinstance(fields, str):
-            raise UsageError(f"fields is a list of names, such as [{fields!r}]")
+        if isinstance(fields, str) or not isinstance(fields, (Iterable, NoneType)):
+            raise UsageError(f"fields is a list of names, such as ['audio'], not {fields!r}")
         positions = None if indices is None else as_positions(indices, len(self))
         return Selection(self, positions, None if fields is None else tuple(fields))
 
@@ -570,6 +571,8 @@ class Concatenation(Samples):
     """Several stores or views of one schema, one after another."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(p, Samples) for p in parts):
+            raise UsageError(f"stores or views are concatenated, in a list, not {parts!r}")
         if not parts:
             raise UsageError("nothing to concatenate")
         for part in parts[1:]:
@@ -577,7 +580,7 @@ class Concatenation(Samples):
                 raise SchemaError(
                     f"stores of different schemas: {parts[0].schema!r} and {part.schema!r}"
                 )
-        self._parts = list(parts)
+        self._parts: list[Samples] = list(parts)
         self._starts = offsets_of([len(part) for part in parts])
 
     @property

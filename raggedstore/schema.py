@@ -61,8 +61,10 @@ class Field:
             resolved, shape = np.dtype("uint8"), (None,)
         else:
             try:
+                if dtype is None:  # which NumPy takes for float64
+                    raise TypeError("None")
                 resolved = np.dtype(dtype)
-            except TypeError as error:
+            except (TypeError, ValueError, SyntaxError) as error:
                 raise SchemaError(f"{dtype!r} is no NumPy dtype: {error}") from None
             if resolved.kind not in "biufc" or resolved.shape:
                 raise SchemaError(

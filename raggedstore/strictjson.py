@@ -45,6 +45,8 @@ def check(value: Any, what: str) -> None:
 
 def _deeper(value: Any, levels: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise TypeError("the keys of a dict are strings")  # json would make strings of some others
     return isinstance(value, (dict, list, tuple)) and (
         levels == 0 or any(_deeper(one, levels - 1) for one in inner)
     )

@@ -128,6 +128,21 @@ def test_stores_of_different_schemas_do_not_concatenate(store: rs.Store, tmp_pat
         rs.concat([store, other])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda store: rs.concat([store, "another"]),
+        lambda store: rs.concat(store),
+        lambda store: rs.concat([]),
+        lambda store: store.select(fields=5),
+        lambda store: store.select(fields="values"),
+    ],
+)
+def test_what_is_no_view_is_refused(store: rs.Store, make: Any) -> None:
+    with pytest.raises(rs.UsageError):
+        make(store)
+
+
 def test_blocks_hold_at_most_the_bytes_asked_for(store: rs.Store) -> None:
     positions = np.arange(40)
     blocks = list(store.blocks(positions, max_bytes=64))

@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments
         Of the command line; by default those of the process.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # to the end of the process
     try:
         # Not cli.main: it would end the process by itself when a pipe breaks.
         args = list(sys.argv[1:] if arguments is None else arguments)

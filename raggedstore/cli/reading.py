@@ -11,7 +11,7 @@ import numpy as np
 import raggedstore as rs
 from raggedstore.cli.opening import CORPUS, opened
 from raggedstore.cli.output import plain, print_json, print_table, summary, value_text, when
-from raggedstore.cli.saving import save
+from raggedstore.cli.saving import MAX_RATE, save
 from raggedstore.errors import UnknownFieldError
 from raggedstore.schema import Field
 from raggedstore.units import format_bytes
@@ -158,7 +158,9 @@ def head(corpus: str, count: int) -> None:
     "--save", "target", type=click.Path(dir_okay=False), help="Write one field to a file."
 )
 @click.option("--field", "name", help="Which field; by default one that suits the file.")
-@click.option("--rate", type=click.IntRange(min=1), help="Sample rate, where no field holds it.")
+@click.option(
+    "--rate", type=click.IntRange(1, MAX_RATE), help="Sample rate, where no field holds it."
+)
 def show(corpus: str, index: int, target: str | None, name: str | None, rate: int | None) -> None:
     """Show one sample in full, or save it.
 

@@ -12,7 +12,9 @@ from raggedstore.errors import UnknownFieldError, UsageError
 from raggedstore.extras import require
 from raggedstore.schema import Field
 
-__all__ = ["save"]
+__all__ = ["MAX_RATE", "save"]
+
+MAX_RATE = 2**31 - 1  # that a sound file can say
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _SOUNDS = {".wav", ".flac"}
@@ -97,7 +99,10 @@ def _is_array(field: Field) -> bool:
 def _rate(sample: Mapping[str, Any], rate: int | None) -> int:
     if rate is None and "sample_rate" not in sample:
         raise UsageError("no field 'sample_rate' says how fast to play it: give --rate")
-    return int(sample["sample_rate"]) if rate is None else rate
+    chosen = int(sample["sample_rate"]) if rate is None else rate
+    if not 1 <= chosen <= MAX_RATE:
+        raise UsageError(f"field 'sample_rate' has {chosen}, at which nothing plays: give --rate")
+    return chosen
 
 
 def _save_picture(value: Any, target: str) -> None:

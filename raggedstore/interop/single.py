@@ -61,7 +61,7 @@ class SingleFile(Samples):
         in_memory: bool = False,
         checksums: bool = True,
     ) -> None:
-        self._path = Path(path).absolute()  # wherever the process goes
+        self._path = files.as_path(path).absolute()  # wherever the process goes
         if not self._path.is_file():
             raise NotAStoreError(f"{self._path}: no such file")
         self._options = {
@@ -162,7 +162,7 @@ def export(
     ConflictError
         The file exists.
     """
-    with files.appearing(Path(path)) as temporary, encoding_pool() as pool:
+    with files.appearing(files.as_path(path)) as temporary, encoding_pool() as pool:
         writer = SegmentWriter(temporary, samples.schema, compressions, pool, alone=True)
         try:
             _copy(samples, writer, progress=progress)

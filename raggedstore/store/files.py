@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from raggedstore.errors import ConflictError, RaggedStoreError, StorageError
+from raggedstore.errors import ConflictError, RaggedStoreError, StorageError, UsageError
 from raggedstore.segment.file import Descriptor
 
 __all__ = [
     "NO_LINKS",
     "TEMPORARY",
     "appearing",
+    "as_path",
     "is_there",
     "lock_exclusive",
     "lock_file",
@@ -52,6 +53,17 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         raise StorageError(
             error.errno or 0, f"{path}: could not {doing}: {error.strerror}"
         ) from error
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path; UsageError where it can be none."""
+    try:
+        where = Path(path)
+    except TypeError:
+        raise UsageError(f"a path is a str or an os.PathLike, not {path!r}") from None
+    if "\0" in str(where):
+        raise UsageError(f"no path has a null character in it: {path!r}")
+    return where
 
 
 def is_there(path: Path) -> bool:

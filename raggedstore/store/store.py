@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -131,7 +131,9 @@ class Store(Samples):
     ) -> None:
         if mode not in ("r", "a"):
             raise UsageError(f"mode must be 'r' to read or 'a' to write too, got {mode!r}")
-        self._path = Path(path).absolute()  # wherever the process goes
+        self._path = files.as_path(path).absolute()  # wherever the process goes
+        if version is not None and (isinstance(version, bool) or not hasattr(version, "__index__")):
+            raise UsageError(f"version is the number of one, got {version!r}")
         self._mode = mode
         self._options: dict[str, Any] = {
             "budget": parse_bytes(budget, what="budget"),
@@ -397,9 +399,11 @@ def create(
     SchemaError, UsageError
         The schema or the profile makes no sense.
     """
-    root = Path(path)
+    root = files.as_path(path)
     checked = schema if isinstance(schema, Schema) else Schema(schema)
     check_writable(checked)
+    if not isinstance(metadata, (Mapping, NoneType)):
+        raise UsageError(f"metadata is a dict of JSON values, got {metadata!r}")
     compressions = _compressions(checked, profile)
     manifest = Manifest(
         root, 0, checked, compressions, time=utc_now(), metadata=dict(metadata or {})

@@ -22,7 +22,13 @@ import numpy.typing as npt
 from raggedstore import strictjson
 from raggedstore.batch import RaggedBatch
 from raggedstore.casting import as_array, cast
-from raggedstore.errors import ConflictError, SampleError, StorageError, UsageError
+from raggedstore.errors import (
+    ConflictError,
+    SampleError,
+    SampleTypeError,
+    StorageError,
+    UsageError,
+)
 from raggedstore.layout import columns_of
 from raggedstore.samples import Samples
 from raggedstore.schema import Field
@@ -278,6 +284,8 @@ class Writer:
             for block in samples.blocks(np.arange(len(samples))):
                 self.extend_batch(samples.batch(block))
             return
+        if not isinstance(samples, Iterable):
+            raise SampleTypeError(f"samples come from an iterable, not {type(samples).__name__}")
         append = self.append
         for sample in samples:
             append(sample)

@@ -142,6 +142,7 @@ class Rule(ABC):
 
 
 _MOST = 2**62  # of which the sum of two still is an int64
+_MOST_BUCKETS = 2**16
 
 
 def at_least(least: int, value: Any, what: str) -> int:
@@ -367,6 +368,8 @@ class Bucketed(Rule):
             object.__setattr__(self, "edges", edges)
         if self.quantiles is not None:
             object.__setattr__(self, "quantiles", at_least(1, self.quantiles, "quantiles"))
+            if self.quantiles > _MOST_BUCKETS:
+                raise UsageError(f"quantiles must be at most {_MOST_BUCKETS}, got {self.quantiles}")
 
     @property
     def fields(self) -> tuple[str, ...]:

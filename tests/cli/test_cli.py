@@ -238,6 +238,13 @@ def test_export_writes_one_file_and_overwrites_none(corpus, run, tmp_path):
     assert out_file.read_bytes() == before
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_errors(corpus, closed):
+    command = f'"{sys.executable}" -m raggedstore info "{corpus}" {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 BAD_USAGE = [
     ["nonsense"],
     ["info"],
@@ -250,6 +257,7 @@ BAD_USAGE = [
     ["show", "{corpus}", "0", "--save", "{absent}.xyz"],
     ["show", "{corpus}", "0", "--field", "text", "--save", "{absent}.png"],
     ["show", "{corpus}", "0", "--field", "audio", "--save", "{absent}/a.npy"],
+    ["show", "{corpus}", "0", "--field", "audio", "--save", "{absent}.wav", "--rate", "9" * 11],
     ["head", "{corpus}", "-n", "-1"],
     ["stats", "{corpus}", "--plot", "{absent}.pdf"],
     ["vacuum", "{corpus}", "--keep", "0"],

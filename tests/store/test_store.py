@@ -29,7 +29,16 @@ def filled(path: Path, count: int = 50) -> rs.Store:
         (lambda path: rs.create(path, {"a": rs.Field("i4")}, profile="best"), rs.UsageError),
         (lambda path: rs.create(path, {"a": rs.Field("i4")}, profile={"b": "fast"}), KeyError),
         (lambda path: rs.create(path, {"a": rs.Field("i4")}, metadata={"a": {1}}), rs.UsageError),
+        (lambda path: rs.create(path, {"a": rs.Field("i4")}, metadata={"a": {1: 2}}), ValueError),
+        (lambda path: rs.create(path, {"a": rs.Field("i4")}, metadata=[1]), rs.UsageError),
+        (lambda path: rs.create(f"{path}\0", {"a": rs.Field("i4")}), rs.UsageError),
+        (lambda path: rs.create(5, {"a": rs.Field("i4")}), rs.UsageError),
+        (lambda path: rs.create(path, {"a": rs.Field("(2,")}), rs.SchemaError),
+        (lambda path: rs.create(path, {"a": rs.Field(None)}), rs.SchemaError),
         (lambda path: rs.open(path), FileNotFoundError),
+        (lambda path: rs.open(None), rs.UsageError),
+        (lambda path: rs.open(path.parent, version="7"), rs.UsageError),
+        (lambda path: rs.open(path.parent, version=True), rs.UsageError),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_makes_nothing(

@@ -300,6 +300,7 @@ def test_quantiles_make_buckets_of_about_as_many_values() -> None:
         lambda: Bucketed("x", 8, edges=[0.5]),
         lambda: Bucketed("x", 8, edges=[5], quantiles=2),
         lambda: Bucketed("x", 8, quantiles=0),
+        lambda: Bucketed("x", 8, quantiles=10**12),
         lambda: Bucketed("x", 8).check(rs.Schema({"x": rs.Field("i4")})),
         lambda: TokenBudget("x", 8).check(rs.Schema({"x": rs.Field("i4", (3,))})),
         lambda: TokenBudget("y", 8).check(rs.Schema({"x": rs.Field("i4", (None,))})),
