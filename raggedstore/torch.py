@@ -216,6 +216,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         row, common = self._seen[info.id], int(info.seed) - int(info.id)
         if self._changes is None:  # a copy as it was when the worker started
             self._changes = self.loader.changes + 1
+            if self._unused is not None and self._unused[0] == self.loader.changes:
+                self.loader.load_state_dict(self._unused[1]["loader"])
             changes, last, turn, whose, first = (self._seen[:, i].clone() for i in (0, 4, 3, 1, 2))
             known = changes == self._changes
             mine = int(turn[info.id]) if known[info.id] else -1
@@ -279,7 +281,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
                 f"the state is of workers of {world} processes, and there are "
                 f"{self.loader.world_size}: save loader.state_after() to go on with other numbers"
             )
-        if require("torch.utils.data", "torch").get_worker_info() is not None:
+        is_worker = require("torch.utils.data", "torch").get_worker_info() is not None
+        if is_worker:
             self._changes = self.loader.changes + 1  # as it is where this was copied
         self.loader.load_state_dict(loader)
-        self._phase = phase
+        self._phase = phase if is_worker else 0  # one alone has each batch, and workers come new

@@ -691,9 +691,10 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the very next batch after `state` was taken, at the next iteration.
 
-        The loader must be made with the same samples (more may have been appended), order, batching
-        rule, `where`, `crop` and `drop_last`; rank, number of processes and workers, fields,
-        memory and collation may be others.
+        The loader must be made with the same samples, order, batching rule, `where`, `crop` and
+        `drop_last`; rank, number of processes and workers, fields, memory and collation may be
+        others. To a store, more may have been appended; of stores side by side (`concat`,
+        `Mixture`) each must have as many samples as it had.
 
         Raises
         ------
@@ -757,12 +758,12 @@ class Loader:
         epoch
             By default the one that is on, or comes next.
         """
-        number = self._planned(epoch)
+        number, by_then = self._planned(epoch)
         wanted = at_least(0, batches, "batches")
         progress, seen = _Progress(number, begun=True), 0
         world = self.batches_a_step
         if wanted:
-            for dealt in self._deals(progress):
+            for dealt in by_then._deals(progress):
                 if wanted <= seen + len(dealt.batches):
                     after = dealt.after(wanted - seen - 1)
                     progress = _Progress(number, after, wanted * world, begun=True)
@@ -770,10 +771,13 @@ class Loader:
                 seen += len(dealt.batches)
             else:
                 raise UsageError(f"epoch {number} has only {seen} batches, not {wanted}")
-        return self._state(progress)
+        return by_then._state(progress)
 
-    def _planned(self, epoch: int | None) -> int:
-        """The epoch that is meant, which must be planned from its beginning to be known."""
+    def _planned(self, epoch: int | None) -> tuple[int, Loader]:
+        """The epoch that is meant, which must be planned from its beginning to be known.
+
+        And the loader as it will be by then: of more samples, where it was refreshed.
+        """
         number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
         if number == self._rejoined:
             raise UsageError(
@@ -781,7 +785,11 @@ class Loader:
                 f"cannot be counted from the beginning: ask again from the next one on, or take "
                 f"state_dict() where the loader itself is iterated over"
             )
-        return number
+        if self._newest is None or number <= self._progress.epoch:
+            return number, self
+        by_then = copy.copy(self)
+        by_then.set_epoch(number)
+        return number, by_then
 
     # Who saw what when
 
@@ -791,7 +799,8 @@ class Loader:
         Positions among the loader's samples; found by planning, which reads no data.
         """
         wanted = at_least(0, step, "step")
-        for batches in self._batches_of(epoch):
+        number, by_then = self._planned(epoch)
+        for batches in by_then._batches_of(number):
             if wanted < len(batches):
                 picks = batches.span(wanted, wanted + 1).picks
                 return picks.positions[_shown(picks)]
@@ -801,18 +810,18 @@ class Loader:
 
     def step_of(self, sample: int, *, epoch: int | None = None) -> int | None:
         """Which batch of this process in an epoch first has `sample`; None where none has."""
-        position = as_position(sample, len(self.samples))
+        number, by_then = self._planned(epoch)
+        position = as_position(sample, len(by_then.samples))
         before = 0
-        for batches in self._batches_of(epoch):
+        for batches in by_then._batches_of(number):
             found = np.flatnonzero((batches.picks.positions == position) & _shown(batches.picks))
             if len(found):
                 return before + int(np.searchsorted(batches.edges, found[0], "right")) - 1
             before += len(batches)
         return None
 
-    def _batches_of(self, epoch: int | None) -> Iterator[Batches]:
-        number = self._planned(epoch)
-        return (dealt.batches for dealt in self._deals(_Progress(number)))
+    def _batches_of(self, epoch: int) -> Iterator[Batches]:
+        return (dealt.batches for dealt in self._deals(_Progress(epoch)))
 
 
 def _shown(picks: Picks) -> npt.NDArray[np.bool_]:

@@ -428,11 +428,18 @@ def test_a_refresh_leaves_the_states_of_an_epoch_that_is_on_as_they_were(
     again = made()
     again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
     assert loader.step_of(begun[0]) == 0 and len(loader) == 10
+    # What is said of the next epoch is said of what it will have.
+    planned = [loader.samples_at(step, epoch=1).tolist() for step in range(16)]
+    third = loader.state_after(3, epoch=1)
 
     rest = ids_of(batches)
     assert sorted(begun + rest) == list(range(100))
     assert ids_of(again) == rest
-    assert len(loader.samples) == 160 and sorted(ids_of(loader)) == list(range(160))
+    assert len(loader.samples) == 160
+    assert [b["i"].tolist() for b in loader] == planned
+    assert sorted(i for batch in planned for i in batch) == list(range(160))
+    again.load_state_dict(third)
+    assert [b["i"].tolist() for b in again] == planned[3:]
 
 
 def test_processes_do_not_follow_a_store_each_by_itself(store: rs.Store) -> None:

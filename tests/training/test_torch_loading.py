@@ -109,14 +109,31 @@ def test_epochs_go_on_where_each_begins_with_the_same_seed(store: rs.Store) -> N
     assert got == epochs
 
 
-def test_an_iterator_that_hands_over_nothing_has_had_no_epoch(store: rs.Store) -> None:
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("after", [0, 2])
+def test_an_iterator_that_hands_over_nothing_has_had_no_epoch(
+    store: rs.Store, before: int, after: int
+) -> None:
     dataset = LoaderDataset(loader_of(store))
-    first = plain(loading(dataset, 0))
+    first = plain(loading(dataset, before))
     iter(dataset)
-    second = plain(iter(dataset))
+    later = [plain(loading(dataset, after)) for _ in range(2)]
 
-    whole = loader_of(store)
-    assert [first, second] == [plain(loading(LoaderDataset(whole), 0)) for _ in range(2)]
+    whole = LoaderDataset(loader_of(store))
+    assert [first, *later] == [plain(loading(whole, 0)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("after", [0, 2, 3])
+def test_a_datasets_own_state_goes_on_with_workers(store: rs.Store, after: int) -> None:
+    begun, again = LoaderDataset(loader_of(store)), LoaderDataset(loader_of(store))
+    batches = iter(begun)
+    seen = plain(next(batches) for _ in range(5))
+
+    again.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+
+    whole = LoaderDataset(loader_of(store))
+    assert seen + plain(loading(again, after)) == plain(loading(whole, 0))
+    assert plain(loading(again, after)) == plain(loading(whole, 0))
 
 
 def test_workers_do_not_follow_a_store_each_by_itself(store: rs.Store) -> None:
