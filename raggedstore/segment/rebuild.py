@@ -43,7 +43,7 @@ from raggedstore.segment.codec import decode_blosc, decode_frame
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.filters import PIPELINE, unfilter
 from raggedstore.segment.foreign import ForeignDataset
-from raggedstore.segment.parser import parse
+from raggedstore.segment.parser import BITS, parse
 from raggedstore.segment.table import (
     ENTRY,
     EXPANSION,
@@ -241,21 +241,33 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
     fields = {}
     for name, node in nodes.items():
         dataset = _child(node, DATA)
-        if not isinstance(dataset.dtype, np.dtype) or dataset.dtype.kind not in "biufc":
+        dtype = _dtype(dataset)
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
             raise FormatError(
-                f"{name!r} holds {dataset.dtype}, not plain numbers (a VLArray opens in PyTables "
+                f"{name!r} holds {dtype}, not plain numbers (a VLArray opens in PyTables "
                 f"with RaggedVLArray.attach)"
             )
         if SPAN in node and SHAPE in node:
             shape = _child(node, SHAPE).shape
             if len(shape) != 2 or shape[1] > MAX_DIMENSIONS or len(dataset.shape) != 1:
                 raise FormatError(f"{name!r}: data has rank {len(dataset.shape)}, shape {shape}")
-            fields[name] = Field(dataset.dtype, (None,) * shape[1])
+            fields[name] = Field(dtype, (None,) * shape[1])
         elif SPAN in node:
             raise FormatError(f"{name!r} has {SPAN}, and no {SHAPE}")
         else:
-            fields[name] = Field(dataset.dtype, tuple(dataset.shape[1:]))
+            fields[name] = Field(dtype, tuple(dataset.shape[1:]))
     return Schema(fields)
+
+
+def _dtype(dataset: Any) -> Any:
+    """Of a dataset's values; h5py keeps bools as an enumeration, and PyTables as bits."""
+    dtype = dataset.dtype
+    names = (getattr(dtype, "metadata", None) or {}).get("enum")
+    if names == BITS and dataset.attrs.get("CLASS") not in (b"ARRAY", b"CARRAY", b"EARRAY"):
+        raise FormatError(f"{dataset.name} holds bitfields, which stand for bools in PyTables only")
+    if names == BITS or (names == {"FALSE": 0, "TRUE": 1} and dtype.itemsize == 1):
+        return np.dtype(bool)
+    return dtype
 
 
 def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes, userblock: int) -> SegmentTable:
@@ -283,7 +295,7 @@ def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes, userblock: in
 def _dataset(node: Any, column: Column, name: str, data: FileBytes, userblock: int) -> DatasetTable:
     """One dataset's chunks, and how to decode them."""
     where = f"field {name!r}, {column.name}"
-    dtype, shape = node.dtype, tuple(int(size) for size in node.shape)
+    dtype, shape = _dtype(node), tuple(int(size) for size in node.shape)
     if dtype == np.dtype("uint8") and column.dtype == np.dtype(bool):
         dtype = column.dtype  # as segments keep bools
     side = column.name != DATA

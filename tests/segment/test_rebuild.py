@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin
@@ -177,3 +178,44 @@ def test_a_format_that_the_parser_lacks_is_no_damage(tmp_path: Path) -> None:
         h5.create_dataset("x/data", data=np.arange(1000), chunks=(100,), maxshape=(None,))
     with pytest.raises(rs.FormatError, match="h5repack"):
         rs.open(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("filters", [{}, {"compression": "gzip"}, {"compression": "lzf"}])
+def test_bools_of_h5py_are_bools(tmp_path: Path, filters: dict[str, Any]) -> None:
+    values = np.arange(1000) % 3 == 0
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        options = {"chunks": (300,), **filters} if filters else {}
+        file.create_dataset("flag/data", data=values, **options)
+    store = rs.open(tmp_path / "x.h5")
+
+    assert store.schema["flag"] == rs.Field("bool")
+    np.testing.assert_array_equal(store.batch(range(1000))["flag"], values)
+
+
+@pytest.mark.parametrize("library", [None, "zlib", "blosc", "blosc2", "bzip2"])
+def test_bools_of_pytables_are_bools(tmp_path: Path, library: str | None) -> None:
+    values = np.arange(1000) % 3 == 0
+    with tables.open_file(tmp_path / "x.h5", "w") as file:
+        group = file.create_group("/", "flag")
+        if library is None:
+            file.create_array(group, "data", obj=values)
+        else:
+            filters = tables.Filters(5, library)
+            file.create_carray(group, "data", obj=values, chunkshape=(300,), filters=filters)
+    store = rs.open(tmp_path / "x.h5")
+
+    assert store.schema["flag"] == rs.Field("bool")
+    np.testing.assert_array_equal(store.batch(range(1000))["flag"], values)
+
+
+def test_bits_of_others_than_pytables_and_floats_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    bfloat = h5py.h5t.IEEE_F16LE.copy()
+    bfloat.set_fields(15, 7, 8, 0, 7)
+    bfloat.set_ebias(127)
+    kinds = {"IEEE": bfloat, "stand for bools": h5py.h5t.STD_B8LE, "Bitfield": h5py.h5t.STD_B16LE}
+    for message, kind in kinds.items():
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            space = h5py.h5s.create_simple((10,))
+            h5py.h5d.create(file.create_group("x").id, b"data", kind, space)
+        with pytest.raises(rs.FormatError, match=message):
+            rs.open(tmp_path / "x.h5")
