@@ -29,7 +29,8 @@ __all__ = ["Array", "RowReader", "Rows", "runs"]
 Array = npt.NDArray[Any]
 
 _RUN_BYTES = 4 * 2**20  # scattered rows are gathered through pieces of at most about this
-_DIRECT_KINDS = {"bool", "int", "uint", "float", "complex", "string"}  # stored as NumPy has them
+#: Of PyTables' atoms, those that are stored as NumPy has them, and times.
+_DIRECT_KINDS = {"bool", "int", "uint", "float", "complex", "string", "enum", "time"}
 
 
 class RowReader(Protocol):
@@ -65,7 +66,8 @@ class Rows:
         self.dtype: np.dtype[Any] = base
         if self.dtype.hasobject:
             raise UsageError(f"{_name(node)} holds Python objects, whose bytes cannot be counted")
-        self.row_shape: tuple[int, ...] = (*(int(extent) for extent in shape[1:]), *inner)
+        self._item, self._outer = whole, tuple(int(extent) for extent in shape[1:])
+        self.row_shape: tuple[int, ...] = (*self._outer, *inner)
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
         chunks = getattr(node, "chunkshape", None) or getattr(node, "chunks", None)
         rows = chunks[0] if isinstance(chunks, tuple) else 2**16 // max(self.row_bytes, 1)
@@ -119,7 +121,7 @@ class Rows:
     def _read_chunks(self, start: int, stop: int) -> Array:
         out = np.empty((stop - start, *self.row_shape), self.dtype)
         chunkshape = tuple(int(extent) for extent in self.node.chunkshape)
-        low, high = (start,) + (0,) * len(self.row_shape), (stop, *self.row_shape)
+        low, high = (start,) + (0,) * len(self._outer), (stop, *self._outer)
         grid = [
             range(first // size * size, last, size)
             for first, last, size in zip(low, high, chunkshape, strict=True)
@@ -143,16 +145,30 @@ class Rows:
         info = self.node.chunk_info(corner)
         if info.offset is None:  # never written: HDF5 means its fill value
             extents = [piece.stop - piece.start for piece in part]
-            return np.full(extents, self.node.atom.dflt, self.dtype)
+            inner = self.row_shape[len(self._outer) :]
+            fill = np.asarray(self.node.atom.dflt)  # with more dimensions each time an atom is used
+            return np.full((*extents, *inner), fill[(0,) * (fill.ndim - len(inner))], self.dtype)
         stored = self.node.read_chunk(corner)
-        if info.filter_mask:  # this chunk skipped the filter: its bytes are the values
-            return np.frombuffer(stored, self.dtype).reshape(chunkshape)[part]
+        item = np.dtype((np.void, self._item.itemsize))  # an item may be an array
         try:
-            return _decode(stored, self.dtype, chunkshape, part)
+            if info.filter_mask:  # this chunk skipped the filter: its bytes are the values
+                items = np.frombuffer(stored, item).reshape(chunkshape)[part]
+            else:
+                items = _decode(stored, item, chunkshape, part)
+            return self._values(items)
         except Exception as error:  # damaged bytes: the decoder raises whatever it trips over
             raise CorruptionError(
                 f"{_name(self.node)}: the chunk at {corner} does not decode ({error})"
             ) from error
+
+    def _values(self, items: Array) -> Array:
+        """What stored items are."""
+        shape = (*items.shape, *self.row_shape[len(self._outer) :])
+        flat = np.ascontiguousarray(items).reshape(-1)
+        if self.node.atom.type == "time64":  # seconds, and below them microseconds
+            times = flat.view(np.int64)
+            return ((times >> 32) + 1e-6 * times.astype(np.int32)).reshape(shape)
+        return flat.view(self.dtype).reshape(shape)
 
 
 def _decode(
@@ -200,7 +216,6 @@ def _is_blosc2(node: Any) -> bool:
         isinstance(node, tables.CArray)  # of which EArray is a kind
         and node.byteorder in (sys.byteorder, "irrelevant")
         and node.atom.kind in _DIRECT_KINDS
-        and not node.atom.shape  # else an item is an array
         # Blosc2 and nothing else: with HDF5's own shuffle before it, say, or a checksum after
         # it, a stored chunk is no Blosc2 frame of the values.
         and list(get_filters(node._v_parent._v_objectid, node._v_name) or ()) == ["blosc2"]

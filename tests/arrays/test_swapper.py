@@ -491,14 +491,48 @@ def test_repr_tells_what_it_holds(h5):
     assert "1 misses" in repr(swapper)
 
 
-def test_items_that_are_arrays_are_read_by_pytables(tmp_path):
-    values = np.arange(60, dtype="i4").reshape(10, 3, 2)
+ATOMS = {
+    "items that are arrays": (tables.Int32Atom(shape=(2,), dflt=7), np.arange(1200).reshape(-1, 2)),
+    "32-bit times": (tables.Time32Atom(), np.arange(600) * 1000),
+    "64-bit times": (tables.Time64Atom(), np.random.default_rng(0).normal(size=600) * 1e6),
+    "64-bit times in arrays": (tables.Time64Atom(shape=(1,)), -np.arange(600.0)[:, None] / 7),
+    "enumerations": (tables.EnumAtom(["a", "b", "c"], "b", "uint8"), np.arange(600) % 3),
+}
+
+
+@pytest.mark.parametrize("name", ATOMS)
+@pytest.mark.parametrize("columns", [(), (3,)])
+@pytest.mark.parametrize("library", ["blosc2:lz4", "zlib"])
+def test_all_of_pytables_kinds_of_items_are_read_as_pytables_reads_them(
+    name, columns, library, tmp_path
+):
+    atom, values = ATOMS[name]
+    values = values.reshape(-1, *columns, *atom.shape)
     with tables.open_file(str(tmp_path / "x.h5"), "w") as h5:
-        atom, filters = tables.Int32Atom(shape=(2,)), tables.Filters(1, "blosc2:lz4")
-        node = h5.create_carray("/", "x", atom=atom, shape=(10, 3), filters=filters)
+        node = h5.create_carray(
+            "/", "x", atom, (800, *columns), filters=tables.Filters(1, library),
+            chunkshape=(30, *(2 for _ in columns)),
+        )  # fmt: skip
+        node[: len(values)] = values  # and what comes after was never written
+        swapper = MemorySwapper(node, budget="2kB")
+        for key in (slice(2, 500), slice(100, 800), [3, 799, 5, 5], 17):
+            got, want = swapper[key], node[:][key]
+            assert got.dtype == want.dtype
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ATOMS)
+def test_reading_other_kinds_of_items_does_not_leak(name, tmp_path):
+    atom, values = ATOMS[name]
+    with tables.open_file(str(tmp_path / "x.h5"), "w") as h5:  # of those in memory none leak
+        node = h5.create_carray("/", "x", atom, (600,), filters=BLOSC2, chunkshape=(30,))
         node[...] = values
-        swapper = MemorySwapper(node, budget="1MB")
-        np.testing.assert_array_equal(swapper[2:5], values[2:5])
+        swapper = MemorySwapper(node, budget=16)
+        list(swapper)
+        before = resident()
+        for _ in range(4):
+            list(swapper)
+        assert resident() - before < 30e6
 
 
 def test_what_gives_other_values_than_it_says_is_refused():
