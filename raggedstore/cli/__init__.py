@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever called
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # to the end of the process
+        with suppress(AttributeError):  # what a terminal cannot show is no reason to end
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         # Not cli.main: it would end the process by itself when a pipe breaks.
         args = list(sys.argv[1:] if arguments is None else arguments)

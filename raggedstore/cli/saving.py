@@ -11,6 +11,7 @@ import numpy as np
 from raggedstore.errors import UnknownFieldError, UsageError
 from raggedstore.extras import require
 from raggedstore.schema import Field
+from raggedstore.store.files import appearing, storage_errors
 
 __all__ = ["MAX_RATE", "save"]
 
@@ -52,14 +53,17 @@ def save(
         raise UsageError(f"{target}: save to .png (and other pictures), .wav, .flac, .txt or .npy")
     name = _choose(schema, name, suits, suffix)
     value = sample[name]
-    if suffix in _PICTURES:
-        _save_picture(value, target)
-    elif suffix in _SOUNDS:
-        _save_sound(value, target, _rate(sample, rate))
-    elif suffix == ".txt":
-        Path(target).write_bytes(value if isinstance(value, bytes) else value.encode())
-    else:
-        np.save(target, value, allow_pickle=False)
+    play = _rate(sample, rate) if suffix in _SOUNDS else 0
+    with appearing(Path(target), replace=True) as made, storage_errors(Path(target), "be written"):
+        if suffix in _PICTURES:
+            _save_picture(value, target, made)
+        elif suffix in _SOUNDS:
+            _save_sound(value, target, made, play)
+        elif suffix == ".txt":
+            made.write_bytes(value if isinstance(value, bytes) else value.encode())
+        else:
+            with made.open("wb") as file:  # of a name, NumPy would make another
+                np.save(file, value, allow_pickle=False)
     return name
 
 
@@ -105,20 +109,24 @@ def _rate(sample: Mapping[str, Any], rate: int | None) -> int:
     return chosen
 
 
-def _save_picture(value: Any, target: str) -> None:
+def _save_picture(value: Any, target: str, made: Path) -> None:
     picture = require("PIL.Image", "image").fromarray(np.ascontiguousarray(value))
     try:
-        picture.save(target)
-    except ValueError as error:
+        picture.save(made)
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
         raise UsageError(f"{target}: {error}") from error
 
 
-def _save_sound(value: Any, target: str, rate: int) -> None:
+def _save_sound(value: Any, target: str, made: Path, rate: int) -> None:
     soundfile = require("soundfile", "audio")
     subtype = _SUBTYPES[value.dtype.name]
     if Path(target).suffix.lower() == ".flac" and subtype != "PCM_16":
         raise UsageError(f"{target}: {value.dtype} would lose something as FLAC: save to .wav")
     try:
-        soundfile.write(target, value, rate, subtype=subtype)
+        # It goes by the kind of dtype, and not by the order of its bytes.
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        soundfile.write(made, native, rate, subtype=subtype)
     except soundfile.SoundFileError as error:
-        raise UsageError(f"{target}: {error}") from error
+        raise UsageError(str(error).replace(str(made), target)) from error

@@ -114,6 +114,43 @@ def test_show_saves_files_that_read_back_equal(corpus, run, tmp_path):
     assert (tmp_path / "a.txt").read_text() == "number 2\tand \x1b[31mred[/red]"
 
 
+@pytest.mark.parametrize("dtype", [">i2", ">f4", "<i4"])
+def test_show_saves_sound_of_any_byte_order(run, tmp_path, dtype):
+    sound = (np.arange(500) * 60 - 9000).astype(dtype)
+    store = rs.create(tmp_path / "store", {"audio": rs.Field(dtype, (None,))})
+    with store, store.writer() as writer:
+        writer.append({"audio": sound})
+    target = tmp_path / "a.wav"
+    assert run("show", tmp_path / "store", 0, "--save", target, "--rate", 8000)[0] == 0
+    np.testing.assert_array_equal(soundfile.read(target, dtype=sound.dtype.name)[0], sound)
+
+
+def test_show_saves_under_the_name_it_was_given_or_leaves_what_is_there(run, tmp_path):
+    store = rs.create(tmp_path / "store", {"image": rs.Field("uint8", (None, None, 4))})
+    with store, store.writer() as writer:
+        writer.append({"image": np.zeros((3, 2, 4), "uint8")})
+    assert run("show", tmp_path / "store", 0, "--save", tmp_path / "A.NPY")[0] == 0
+    assert np.load(tmp_path / "A.NPY").shape == (3, 2, 4)
+    (tmp_path / "keep.jpg").write_bytes(b"mine")
+
+    status, _, err = run("show", tmp_path / "store", 0, "--save", tmp_path / "keep.jpg")
+
+    assert (status, "RGBA" in err) == (2, True)
+    assert (tmp_path / "keep.jpg").read_bytes() == b"mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["A.NPY", "keep.jpg", "store"]
+
+
+def test_what_the_output_cannot_show_is_escaped(corpus):
+    for command in ("head", "info", "ls"):
+        done = subprocess.run(
+            [sys.executable, "-m", "raggedstore", command, corpus],
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_stats_counts_without_reading_data(corpus, run):
     status, out, _ = run("stats", corpus)
     row = next(line for line in out.splitlines() if line.startswith("audio[0]")).split()
