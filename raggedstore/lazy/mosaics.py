@@ -263,7 +263,8 @@ class _Joined(Source):
         if len(pieces) == 1:
             return pieces[0]
         join = np.ma.concatenate if self.masked else np.concatenate
-        return join(pieces, axis=self._axis)
+        # Both make of it what has the machine's byte order.
+        return join(pieces, axis=self._axis).astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from raggedstore.errors import (
     RaggedStoreError,
     StorageError,
 )
-from raggedstore.lazy.keys import Layout, Pick, Points, read_key
+from raggedstore.lazy.keys import Layout, Pick, Plan, Points, read_key
 
 __all__ = [
     "CHUNK_BYTES",
@@ -276,7 +276,7 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
     __slots__ = ("_graph", "_source", "_source_name")
 
     _graph: Any  #: None until Dask asks for it
-    _source: Source
+    _source: Source | None
     _source_name: str  #: of the array as long as it is just what `_source` reads
 
     @classmethod
@@ -288,6 +288,14 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
         self._name = self._source_name = f"read-{_token(source.token, chunks)}"
         self._chunks, self._meta = chunks, source.empty((0,) * source.ndim)
         self._source, self._graph = source, None
+        return self
+
+    @classmethod
+    def around(cls, array: da.Array) -> SourceArray:
+        """What Dask made of one of these, with the same meaning of keys, and no source."""
+        self: SourceArray = object.__new__(cls)
+        self._name, self._chunks, self._meta = array.name, array.chunks, array._meta
+        self._source, self._source_name, self._graph = None, "", array.dask
         return self
 
     @property
@@ -341,18 +349,20 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
 
     def __getitem__(self, key: Any) -> Any:
         source = self.source
-        if source is None:
-            return super().__getitem__(key)
+        if source is None and any(map(math.isnan, self.shape)):  # a mask was applied to it
+            return self._by_dask(key)
         plan = read_key(key, self.shape)
         if isinstance(plan, Points):
             if any(isinstance(part, np.ndarray) and not part.size for part in plan.lists):
                 # Dask fails where lists are empty.
                 shape = np.broadcast_to(np.empty(()), self.shape)[key].shape
-                return da.from_array(source.empty(shape), chunks=-1)
+                return da.from_array(np.empty_like(self._meta, shape=shape), chunks=-1)
             points = self[plan.slices].vindex[plan.lists].transpose(plan.axes)
-            return points[plan.new]
+            return SourceArray.around(points[plan.new])
         if plan is None:
             return self._by_dask(key)
+        if source is None:
+            return SourceArray.around(_step_by_step(self, plan))
         picks, chunks = list(plan.picks), list(map(_cut, self.chunks, plan.picks))
         if isinstance(source, _Picked):
             picks = list(map(_compose, source.picks, picks))
@@ -369,20 +379,45 @@ class SourceArray(da.Array):  # type: ignore[misc]  # mypy does not look at Dask
         if turned:
             ways = (-1 if axis in turned else None for axis in plan.layout)
             array = da.Array.__getitem__(array, tuple(slice(None, None, way) for way in ways))
-        return array if plan.then is None else da.Array.__getitem__(array, plan.then)
+        if plan.then is not None:
+            array = da.Array.__getitem__(array, plan.then)
+        return array if isinstance(array, SourceArray) else SourceArray.around(array)
 
     def _by_dask(self, key: Any) -> Any:
         """What Dask makes of a key that is not read here."""
         try:
             return super().__getitem__(key)
-        except IndexError as error:
+        except (IndexError, OverflowError) as error:
             raise OutOfRangeError(
                 f"index {key!r:.80} of an array of {self.shape}: {error}"
             ) from error
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
             raise KeyTypeError(
                 f"index {key!r:.80} of an array of {self.shape} is not understood: {error}"
             ) from error
+
+
+def _step_by_step(array: da.Array, plan: Plan) -> da.Array:
+    """What a key means to an array that no source has all of, by keys that Dask takes as NumPy."""
+    keys = [_slice_of(pick) if isinstance(pick, range) else slice(None) for pick in plan.picks]
+    array = da.Array.__getitem__(array, tuple(keys))
+    for axis, pick in enumerate(plan.picks):
+        if not isinstance(pick, range):
+            array = da.Array.__getitem__(array, (*(slice(None),) * axis, pick))
+    kept = [axis for axis in plan.layout if axis is not None]
+    left_out = [axis for axis in range(array.ndim) if axis not in kept]
+    array = array.transpose((*left_out, *kept))
+    new = (None if axis is None else slice(None) for axis in plan.layout)
+    array = da.Array.__getitem__(array, ((0,) * len(left_out)))
+    array = da.Array.__getitem__(array, tuple(new))
+    return array if plan.then is None else da.Array.__getitem__(array, plan.then)
+
+
+def _slice_of(pick: range) -> slice:
+    if not pick:
+        return slice(0, 0)
+    stop = pick[-1] + (1 if pick.step > 0 else -1)
+    return slice(pick.start, None if stop < 0 else stop, pick.step)
 
 
 def _token(*parts: Any) -> str:

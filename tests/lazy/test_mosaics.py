@@ -256,3 +256,13 @@ def test_48_gigabytes_of_tiles_take_no_memory_and_a_window_its_tiles(tmp_path: P
         assert sorted(loaded) == [(i, j) for i in (3, 4, 5) for j in (7, 8, 9)]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("dtype", [">i4", [("a", ">i4")]])
+def test_arrays_of_the_other_byte_order_are_put_together(dtype: Any) -> None:
+    values = np.arange(6).astype(">i4").view(dtype)
+    parts = [lazy.adapt(values, chunks=4) for _ in range(2)]
+    for made in (lazy.concatenate(parts), lazy.mosaic([*parts])):
+        assert made.dtype == made.compute().dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(made.compute(), np.concatenate([values, values]))
+    np.testing.assert_array_equal(lazy.stack(parts).compute(), np.stack([values, values]))

@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from raggedstore import lazy
-from raggedstore.errors import FormatError, RaggedStoreError, StorageError
+from raggedstore.errors import FormatError, KeyTypeError, RaggedStoreError, StorageError
 from raggedstore.lazy.windows import SourceArray, source_of
 from tests.lazy.recording import Recording
 
@@ -411,3 +411,30 @@ def test_what_is_read_right_here_is_ones_own() -> None:
         assert isinstance(own, SourceArray)
         own.compute()[...] = 5
     assert not cached.any()
+
+
+@given(st.data())
+def test_keys_of_what_dask_put_in_order_mean_what_they_mean_to_numpy(data: st.DataObject) -> None:
+    """A list that does not ascend, and lists for several axes, leave no source to read from."""
+    values = np.arange(5 * 4 * 4 * 3).reshape(5, 4, 4, 3)
+    first = data.draw(
+        st.sampled_from([[3, 1, 2], np.s_[::-1, [0, 2], ::2], np.s_[[2, 0], :, [1, 3]], [1, 1, 0]])
+    )
+    x, want = lazy.adapt(values, chunks=2)[first], values[first]
+    for _ in range(2):
+        key = data.draw(keys(want.shape))
+        x, want = x[key], want[key]
+    assert x.shape == want.shape
+    np.testing.assert_array_equal(x.compute(), want)
+
+
+def test_an_int_beside_a_list_means_a_list_after_any_list() -> None:
+    values = np.arange(4 * 3 * 3).reshape(4, 3, 3)
+    for rows in ([1, 2, 3], [3, 1, 2]):
+        want = values[rows][0, :, [0, 1, 2]]
+        np.testing.assert_array_equal(lazy.adapt(values)[rows][0, :, [0, 1, 2]].compute(), want)
+
+
+def test_a_field_that_is_none_is_no_key() -> None:
+    with pytest.raises(KeyTypeError):
+        lazy.adapt(np.arange(3))["a"]
