@@ -61,8 +61,12 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         where = Path(path)
     except TypeError:
         raise UsageError(f"a path is a str or an os.PathLike, not {path!r}") from None
-    if "\0" in str(where):
-        raise UsageError(f"no path has a null character in it: {path!r}")
+    try:
+        possible = b"\0" not in os.fsencode(where)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise UsageError(f"no file has a name like this: {path!r}")
     return where
 
 

@@ -402,6 +402,10 @@ def create(
     root = files.as_path(path)
     checked = schema if isinstance(schema, Schema) else Schema(schema)
     check_writable(checked)
+    try:
+        str(root.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"HDF5 writes where names are UTF-8, and not below {root}") from None
     if not isinstance(metadata, (Mapping, NoneType)):
         raise UsageError(f"metadata is a dict of JSON values, got {metadata!r}")
     compressions = _compressions(checked, profile)

@@ -49,7 +49,7 @@ def vacuum(root: Path, keep: int) -> list[Path]:
         No version can be read, and nothing was removed; or a manifest or list that stays cannot,
         and loose segments and lists were left, since it may name them.
     """
-    if keep < 1:
+    if isinstance(keep, bool) or not hasattr(keep, "__index__") or keep < 1:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
     check_folders(root)
     newest_version(root)  # or there is no store, and nothing to be locked

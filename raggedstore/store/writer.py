@@ -7,27 +7,30 @@ Everything appended since the last commit is in temporary segments until `commit
 from __future__ import annotations
 
 import os
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore import strictjson
 from raggedstore.batch import RaggedBatch
 from raggedstore.casting import as_array, cast
 from raggedstore.errors import (
     ConflictError,
+    CorruptionError,
+    FormatError,
     SampleError,
     SampleTypeError,
     StorageError,
     UsageError,
+    VersionError,
 )
 from raggedstore.layout import columns_of
 from raggedstore.samples import Samples
@@ -46,13 +49,14 @@ from raggedstore.store.commit import (
     temporary_segment,
     utc_now,
 )
-from raggedstore.store.lists import SegmentEntry
-from raggedstore.store.manifest import Manifest
+from raggedstore.store.lists import MAX_BYTES, SegmentEntry, read_list
+from raggedstore.store.manifest import Manifest, list_versions, load
 
 __all__ = ["Sealed", "SegmentSink", "Writer", "encoding_pool"]
 
 _SLICE_BYTES = 2**24  # of a bulk batch handed to a segment at once, so that it can roll over
 _CHECK_EVERY = 256  # samples between two looks at a segment's size
+_ROOM = 2**18  # bytes of a manifest for the segments of a commit
 
 
 def encoding_pool() -> ThreadPoolExecutor:
@@ -200,15 +204,23 @@ class SegmentSink:
         remove_segments(self._root, own)
         self._sealed = []
 
-    def close(self) -> None:
-        """Discard what is left, end the threads, let vacuum see that nobody writes."""
+    def close(self, *, wait: bool = True) -> None:
+        """Discard what is left, end the threads, let vacuum see that nobody writes.
+
+        Who was interrupted does not wait for the threads: where that came in the midst of asking
+        one how far it is, CPython may have left it a lock that nobody opens.
+        """
         self.discard()
-        self._pool.shutdown()
+        self._pool.shutdown(wait=wait, cancel_futures=not wait)
         self._lock_file.close()
 
 
 class Writer:
-    """Appends samples to a store; made by `Store.writer`, used in a ``with`` block."""
+    """Appends samples to a store; made by `Store.writer`, used in a ``with`` block.
+
+    Threads may share one: each sample, and each batch, lies together in the order in which they
+    came.
+    """
 
     def __init__(
         self,
@@ -226,6 +238,7 @@ class Writer:
         self._fields: list[tuple[str, Field]] = list(manifest.schema.items())
         self._broken: BaseException | None = None
         self._why_closed = "this writer is closed"
+        self._lock = threading.RLock()  # of the sink, and of what became of it
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -257,9 +270,8 @@ class Writer:
         StorageError
             The disk refused; the writer is of no more use, the store is as last committed.
         """
-        sink = self._sink
-        if sink is None or self._broken is not None:
-            sink = self._open_sink()
+        if self._sink is None or self._broken is not None:
+            self._open_sink()
         if not isinstance(sample, Mapping):
             raise SampleError(f"a sample is a mapping of fields, got {type(sample).__name__}")
         if len(sample) != len(self._fields):
@@ -269,11 +281,26 @@ class Writer:
         except KeyError:
             self._check_names(sample)
             raise
-        try:
-            sink.append(parts)
-        except BaseException as error:
-            self._fail(error)
-            raise
+        with self._lock:  # as `_at_work`, which would take as long as the rest of it
+            sink = self._sink
+            if sink is None or self._broken is not None:
+                sink = self._open_sink()
+            try:
+                sink.append(parts)
+            except BaseException as error:
+                self._fail(error)
+                raise
+
+    @contextmanager
+    def _at_work(self) -> Iterator[SegmentSink]:
+        """The sink, for one thread; where anything fails meanwhile, the writer does."""
+        with self._lock:
+            sink = self._open_sink()
+            try:
+                yield sink
+            except BaseException as error:
+                self._fail(error)
+                raise
 
     def extend(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Append the samples of any iterable, one after another as they come.
@@ -299,7 +326,7 @@ class Writer:
             For a ragged field a RaggedBatch (or a list of arrays), for any other an
             (n, ...) array, for text a list of str or bytes. All of one length n.
         """
-        sink = self._open_sink()
+        self._open_sink()
         if not isinstance(batch, Mapping):
             raise SampleError(f"a batch is a mapping of fields, got {type(batch).__name__}")
         self._check_names(batch)
@@ -308,11 +335,8 @@ class Writer:
         count = next(iter(counts.values()))
         if set(counts.values()) != {count}:
             raise SampleError(f"fields of one batch must agree in length, got {counts}")
-        try:
+        with self._at_work() as sink:
             sink.extend(parts, count)
-        except BaseException as error:
-            self._fail(error)
-            raise
 
     def seal(self) -> Sealed:
         """Finish what was appended, and give it away for another writer to commit.
@@ -326,15 +350,11 @@ class Writer:
         -------
         What `adopt` takes, in this or another process, on this or another machine.
         """
-        sink = self._open_sink()
-        try:
+        with self._at_work() as sink:
             entries = sink.take()
             # Again by who commits, who may be on another machine.
             files.sync_folder(segments_folder(self._root))
-        except BaseException as error:
-            self._fail(error)
-            raise
-        return Sealed(tuple(entries), dict(sink.compressions))
+            return Sealed(tuple(entries), dict(sink.compressions))
 
     def adopt(self, sealed: Sealed) -> None:
         """Append segments that another writer of this store has sealed, without reading them.
@@ -346,15 +366,13 @@ class Writer:
         ConflictError
             They were adopted already.
         """
-        sink = self._open_sink()
-        check_present(self._root, sealed.entries)
-        if not sink.adopted.isdisjoint(entry.file for entry in sealed.entries):
-            raise ConflictError(f"{self._root}: these segments were adopted already")
-        try:
-            sink.adopt(sealed)
-        except BaseException as error:
-            self._fail(error)
-            raise
+        with self._lock:
+            sink = self._open_sink()
+            check_present(self._root, sealed.entries)
+            if not sink.adopted.isdisjoint(entry.file for entry in sealed.entries):
+                raise ConflictError(f"{self._root}: these segments were adopted already")
+            with self._at_work():
+                sink.adopt(sealed)
 
     def _check_names(self, sample: Mapping[str, Any]) -> None:
         names = [name for name, _ in self._fields]
@@ -386,9 +404,15 @@ class Writer:
             The disk refused. The store is as last committed, unless the message says that the
             version is in place.
         """
-        if metadata is not None:
-            strictjson.check(dict(metadata), "metadata")  # or all that was appended would be lost
+        if not isinstance(metadata, (Mapping, NoneType)):
+            raise UsageError(f"metadata is a dict of JSON values, got {metadata!r}")
+        with self._lock:
+            return self._commit(dict(metadata or {}))
+
+    def _commit(self, metadata: dict[str, Any]) -> int:
         sink = self._open_sink()
+        if metadata:
+            self._check(metadata, _ROOM if sink.pending else 0)
         entries: list[SegmentEntry] = []
         try:
             if not sink.pending and not metadata:
@@ -401,7 +425,7 @@ class Writer:
                     time=utc_now(),
                     operation="append",
                     compressions=newest.settled(sink.compressions),
-                    metadata={**newest.metadata, **(metadata or {})},
+                    metadata={**newest.metadata, **metadata},
                 ),
                 hint=self._manifest.version,
             )
@@ -420,26 +444,35 @@ class Writer:
             ) from error
         return version
 
+    def _check(self, metadata: dict[str, Any], room: int) -> None:
+        """UsageError where it cannot be kept, before all that was appended is lost by it."""
+        merged = {**self._manifest.metadata, **metadata}
+        size = len(replace(self._manifest, metadata=merged).dumps())
+        if size > MAX_BYTES - room:
+            raise UsageError(f"metadata for a manifest of {size} bytes, of {MAX_BYTES} at most")
+
     def _fail(self, error: BaseException) -> None:
         self._broken = error
         if self._sink is not None:
             with suppress(Exception):
-                self._sink.close()
+                self._sink.close(wait=isinstance(error, Exception))
             self._sink = None
 
     def abort(self) -> None:
         """Drop everything since the last commit and close."""
-        if self._sink is not None:
-            sink, self._sink = self._sink, None
-            sink.close()
+        with self._lock:
+            if self._sink is not None:
+                sink, self._sink = self._sink, None
+                sink.close()
 
     def close(self) -> None:
         """Commit what was appended, and close."""
-        if self._sink is not None:
-            try:
-                self.commit()
-            finally:
-                self.abort()
+        with self._lock:
+            if self._sink is not None:
+                try:
+                    self.commit()
+                finally:
+                    self.abort()
 
     def __enter__(self) -> Self:
         self._open_sink()
@@ -464,7 +497,7 @@ class Writer:
 
     def after_fork(self) -> None:
         """Leave what is being written to the parent: a child can neither commit nor remove it."""
-        self._sink = None
+        self._sink, self._lock = None, threading.RLock()
         self._why_closed = "this writer was opened before a fork: open another in this process"
 
 
@@ -480,15 +513,32 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _without(newest: Manifest, adopted: set[str]) -> Manifest:
-    """`newest`; ConflictError where it has a segment already that was adopted for the next."""
+    """`newest`; ConflictError where a version has a segment already that was adopted for the next.
+
+    Any version: since one that had it, the store may have been compacted.
+    """
     # Asked only where something was adopted: it costs the reading of all lists.
-    twice = adopted and adopted.intersection(entry.file for entry in newest.segments)
+    twice = adopted and adopted.intersection(_segments_of(newest))
     if twice:
         raise ConflictError(
-            f"{newest.root}: version {newest.version} has {len(twice)} of the adopted segments "
-            f"already: nothing is committed"
+            f"{newest.root}: version {newest.version}, or one before it, has {len(twice)} of the "
+            f"adopted segments already: nothing is committed"
         )
     return newest
+
+
+def _segments_of(newest: Manifest) -> Iterator[str]:
+    """The files of all segments that `newest` names, or a version that is still there."""
+    seen: set[str] = set()
+    yield from (entry.file for entry in newest.segments)
+    for version in list_versions(newest.root):
+        with suppress(CorruptionError, FormatError, VersionError):
+            manifest = load(newest.root, version)
+            yield from (entry.file for entry in manifest.recent)
+            for entry in manifest.lists:
+                if entry.file not in seen:
+                    seen.add(entry.file)
+                    yield from (segment.file for segment in read_list(newest.root, entry))
 
 
 def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
@@ -498,6 +548,8 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
         if isinstance(value, (str, bytes)):
             raise SampleError(f"field {name!r}: expected a list of {field.kind}")
         if not isinstance(value, RaggedBatch):
+            if not isinstance(value, Iterable):
+                raise SampleTypeError(f"field {name!r}: expected a list of {field.kind}")
             pieces = [field.encode(item, name) for item in value]
             sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
             return np.frombuffer(b"".join(pieces), np.uint8), sizes[:, None]
@@ -518,6 +570,8 @@ def _bulk(field: Field, value: Any, name: str) -> tuple[npt.NDArray[Any], npt.ND
         flat = cast(dense, field.dtype, what, by_value=not hasattr(value, "dtype"))
         return flat.reshape(-1), np.tile(np.array(field.shape, np.int64), (len(dense), 1))
     elif not isinstance(value, RaggedBatch):
+        if not isinstance(value, Iterable):
+            raise SampleTypeError(f"field {name!r}: expected a list of arrays")
         converted = [field.convert(item, name) for item in value]
         flat = np.concatenate([c[0] for c in converted]) if converted else np.empty(0, field.dtype)
         shapes = np.array([c[1] for c in converted], np.int64).reshape(len(converted), field.ndim)

@@ -365,7 +365,10 @@ def test_nothing_is_adopted_twice(store: rs.Store) -> None:
         writer.commit()
         writer.append({**good(), "label": 3})
 
-    with pytest.raises(rs.ConflictError, match="version 3 has 1 of"), store.writer() as writer:
+    with (
+        pytest.raises(rs.ConflictError, match="version 3, or one before it, has 1 of"),
+        store.writer() as writer,
+    ):
         writer.adopt(part)
     assert store["label"][:] == [1, 2, 3] and store.versions() == [0, 1, 2, 3]
     assert store.verify().ok
@@ -418,3 +421,62 @@ def test_rows_that_are_larger_than_chunks_count_by_their_size(tmp_path: Path) ->
     store = rs.create(tmp_path / "large", {"x": rs.Field("u1", (2**25,))})
     with store, store.writer(budget="128MB") as writer:
         assert writer._open_sink()._in_flight == 1
+
+
+def test_what_was_adopted_is_not_adopted_again_after_the_store_was_compacted(
+    store: rs.Store,
+) -> None:
+    for label in (1, 2):
+        with store.writer() as writer:
+            part = sealed(store.path, label)
+            writer.adopt(part)
+    store.compact()
+
+    with pytest.raises(rs.ConflictError, match="already"), store.writer() as writer:
+        writer.adopt(part)
+    assert rs.open(store.path)["label"][:] == [1, 2]
+
+
+def test_threads_may_share_a_writer(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8"), "x": rs.Field("i8", (None,))})
+
+    def fill(first: int) -> None:
+        for i in range(first, first + 500):
+            writer.append({"i": i, "x": np.full(i % 7, i)})
+            if i % 100 == 0:
+                writer.extend_batch({"i": [-i], "x": [[-i]]})
+                writer.commit()
+
+    with store.writer(segment_bytes=10_000) as writer:
+        threads = [threading.Thread(target=fill, args=(1000 * n,)) for n in range(1, 5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    read = rs.open(store.path)
+    assert sorted(i for i in read["i"][:] if i >= 0) == [
+        1000 * n + i for n in range(1, 5) for i in range(500)
+    ]
+    assert all((sample["x"] == sample["i"]).all() for sample in read) and read.verify().ok
+
+
+@pytest.mark.parametrize("size", [2**24 + 10, 2**24 - 5000])
+def test_metadata_that_does_not_fit_costs_nothing_that_was_appended(
+    store: rs.Store, size: int
+) -> None:
+    with store.writer() as writer:
+        writer.append(good())
+        with pytest.raises(rs.UsageError, match="manifest of"):
+            writer.commit(metadata={"x": "x" * size})
+        writer.append(good())
+    assert len(rs.open(store.path)) == 2
+
+
+@pytest.mark.parametrize("value", [None, 5, [np.ma.array([1, 2], mask=[False, True])], [[300]]])
+def test_a_batch_of_what_is_no_list_of_arrays_is_refused(store: rs.Store, value: Any) -> None:
+    batch = {"mel": [np.zeros((1, 80), "f4")], "count": value, "text": ["a"], "label": [1]}
+    with store.writer() as writer:
+        with pytest.raises(rs.SampleError):
+            writer.extend_batch(batch)
+        assert writer.pending == 0
