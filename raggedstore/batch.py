@@ -8,14 +8,14 @@ memory allows it, the forms that other libraries take (`interop/tensors.py`, `in
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from raggedstore import kernel
-from raggedstore.casting import check_unmasked
+from raggedstore.casting import as_array, cast, check_unmasked, fill_value
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
 
@@ -104,7 +104,10 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
             if shape_rows.size and shape_rows.dtype.kind not in "iu":
                 raise SampleError(f"shapes must be integers, not {shape_rows.dtype}")
             shape_rows = shape_rows.astype(np.int64)
-            if (shape_rows < 0).any() or (shape_rows.prod(axis=1) != np.diff(where)).any():
+            # In int64 the product could wrap round to a likely size; as a float it is inexact only.
+            vast = np.prod(shape_rows, axis=1, dtype=np.float64) >= 2**62
+            sizes = shape_rows.prod(axis=1)
+            if (shape_rows < 0).any() or vast.any() or (sizes != np.diff(where)).any():
                 raise SampleError("shapes do not multiply to the number of values between offsets")
         self.values = array.reshape(-1)
         self.offsets = where
@@ -119,17 +122,35 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
 
     @classmethod
     def from_list(
-        cls, samples: Sequence[npt.ArrayLike], dtype: Any = None, ndim: int | None = None
+        cls, samples: Iterable[npt.ArrayLike], dtype: Any = None, ndim: int | None = None
     ) -> RaggedBatch:
-        """A batch of the given arrays, copied; `ndim` is needed only for an empty list."""
+        """A batch of the given arrays, copied; `ndim` is needed only for an empty list.
+
+        Raises
+        ------
+        SampleError
+            A sample is no array, has masked elements, or has other dimensions than the others.
+        SampleTypeError
+            A sample does not convert to `dtype` without loss, as a store's fields have it.
+        """
+        wanted = None if dtype is None else np.dtype(dtype)
+        arrays = []
         for sample in samples:
-            check_unmasked(sample, "a sample")
-        arrays = [np.asarray(sample, dtype) for sample in samples]
+            array = as_array(sample, "a sample")
+            if wanted is not None:
+                by_value = not hasattr(sample, "dtype")
+                array = cast(array, wanted, "a sample", by_value=by_value)
+            arrays.append(array)
         dims = {array.ndim for array in arrays} or {1 if ndim is None else ndim}
         if len(dims) > 1:
             raise SampleError(f"samples of one batch must agree in dimensions, got {sorted(dims)}")
         shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), dims.pop())
-        values = np.concatenate([a.reshape(-1) for a in arrays]) if arrays else np.empty(0, dtype)
+        flat = [array.reshape(-1) for array in arrays] or [np.empty(0, wanted)]
+        if len({array.dtype for array in flat}) > 1:
+            wanted = np.result_type(*flat)
+            flat = [cast(array, wanted, "a sample", by_value=False) for array in flat]
+        # Left to itself NumPy gives the native byte order.
+        values = np.concatenate(flat, dtype=flat[0].dtype)
         return cls.trusted(values, offsets_of(shapes.prod(axis=1)), shapes)
 
     @classmethod
@@ -286,7 +307,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         Parameters
         ----------
         value
-            What to fill with.
+            What to fill with: a number that the dtype has, or several that broadcast.
         side
             Which side of the first dimension the filling comes on; further ragged dimensions
             are filled at their ends.
@@ -300,15 +321,22 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         Returns
         -------
         (n, longest, ...) array of the batch's dtype, or (longest, n, ...) with `time_first`.
+
+        Raises
+        ------
+        UsageError
+            The dtype has no such `value`: NaN among integers, say.
         """
         _check_side(side)
+        is_zero = type(value) is int and value == 0
+        value = value if is_zero else fill_value(value, self.dtype)
         if not self.ndim:
             return self.values.copy()
         length = self._padded_length(multiple_of, max_length)
         lengths = np.minimum(self.lengths, length if max_length is None else max_length)
         tail = tuple(int(d) for d in self.shapes[:, 1:].max(axis=0, initial=0))
         front = (length, len(self)) if time_first else (len(self), length)
-        if type(value) is int and value == 0:  # pages that stay zero are never touched
+        if is_zero:  # pages that stay zero are never touched
             out = np.zeros((*front, *tail), self.dtype)
         else:
             out = np.full((*front, *tail), value, self.dtype)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.errors import SampleError, SampleTypeError
+from raggedstore.errors import SampleError, SampleTypeError, UsageError
 
-__all__ = ["as_array", "cast", "check_unmasked"]
+__all__ = ["as_array", "cast", "check_unmasked", "fill_value"]
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +25,10 @@ def check_unmasked(value: Any, what: str) -> None:
     """SampleError where elements are masked, which would be stored as if they were not."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise SampleError(f"{what}: masked elements cannot be stored; fill them first")
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, (np.ma.MaskedArray, list, tuple)):
+                check_unmasked(item, what)
 
 
 def as_array(value: Any, what: str) -> Array:
@@ -84,6 +88,25 @@ def cast(array: Array, dtype: np.dtype[Any], what: str, *, by_value: bool) -> Ar
             f"{what}: expected {dtype}, got {array.dtype} with {bad!r}, which does not fit"
         )
     return converted
+
+
+def fill_value(value: Any, dtype: np.dtype[Any]) -> Array:
+    """`value` in `dtype`; UsageError where that has none like it. Floats may be rounded."""
+    try:
+        given = np.asarray(value)
+    except ValueError:
+        given = np.empty(0, object)
+    fits = given.dtype.kind in "biufc" and (given.dtype.kind != "c" or dtype.kind == "c")
+    if fits:
+        with np.errstate(all="ignore"):
+            made = given.astype(dtype)
+        same = made == given
+        if dtype.kind in "fc":
+            same = np.isfinite(made) | ~np.isfinite(given)
+        fits = bool(np.all(same))
+    if not fits:
+        raise UsageError(f"{value!r} is no value to fill {dtype} with")
+    return made
 
 
 def _exact(array: Array, converted: Array) -> Array:

@@ -24,7 +24,7 @@ def edges_of(given: Any) -> npt.NDArray[Any]:
     except ValueError:  # of lists of different lengths
         raise UsageError(f"edges are two numbers or more, ascending; got {given!r}") from None
     check_real(edges.dtype, "edges")
-    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) >= 0).all():
+    if edges.ndim != 1 or len(edges) < 2 or not (edges[1:] >= edges[:-1]).all():
         raise UsageError(f"edges are two numbers or more, ascending; got {given!r}")
     return edges
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore import kernel
-from raggedstore.errors import KeyTypeError, OutOfRangeError
+from raggedstore.errors import KeyTypeError, OutOfRangeError, UsageError
 
 __all__ = ["Positions", "as_position", "as_positions", "is_single", "split_by_part", "stable_order"]
 
@@ -31,7 +31,7 @@ def is_single(key: object) -> bool:
         return False
     if isinstance(key, np.ndarray):
         return key.ndim == 0 and key.dtype.kind in "iu"
-    return hasattr(key, "__index__")
+    return hasattr(key, "__index__") and getattr(key, "ndim", 0) == 0  # tensors have it always
 
 
 def as_position(key: object, length: int, *, what: str = "sample") -> int:
@@ -73,12 +73,16 @@ def as_positions(key: Any, length: int, *, what: str = "sample") -> Positions:
         An index is out of range, or a mask has the wrong length.
     KeyTypeError
         `key` is a float, a tuple, a string, or an array of such or of two dimensions.
+    UsageError
+        A slice has a step of 0.
     """
     if isinstance(key, slice):
         try:
             return np.arange(*key.indices(length), dtype=np.int64)
         except TypeError as error:
             raise KeyTypeError(f"{what} slice {key}: {error}") from None
+        except ValueError as error:
+            raise UsageError(f"{what} slice {key}: {error}") from None
     if is_single(key):
         return np.array([as_position(key, length, what=what)], np.int64)
     if key is None or isinstance(key, (str, bytes, tuple, float, complex, dict, set)):

@@ -100,6 +100,8 @@ class Items(Samples):
             key.indices(0)
         except TypeError as error:
             raise KeyTypeError(f"sample slice {key}: {error}") from None
+        except ValueError as error:
+            raise UsageError(f"sample slice {key}: {error}") from None
         return Items({name: field.sliced(key) for name, field in self._fields.items()})
 
     def batch(self, key: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from raggedstore import splits, statistics
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.distribution import edges_of, ranks_of
-from raggedstore.errors import CorruptionError, SchemaError, UsageError
+from raggedstore.errors import CorruptionError, SchemaError, UsageError, VersionError
 from raggedstore.indexing import (
     Positions,
     as_position,
@@ -411,7 +411,8 @@ class FieldView:
             As `stats` has them.
         error
             A tenth of it takes some ten times the memory: with 0.002 up to 1.4 MB for each 10**9
-            values, for each place that is left.
+            values, for each place that is left. Where NaN is skipped and several places are left,
+            it is a fraction of their number with the absent ones.
 
         Returns
         -------
@@ -442,7 +443,18 @@ def _ends(given: Any, positions: Positions, what: str) -> Positions:
             f"{what} is a non-negative int, or one for each of {len(positions)} indices, not "
             f"{reprlib.repr(given)}"
         )
-    return np.broadcast_to(np.minimum(ends, 2**63 - 1).astype(np.int64), positions.shape)
+    if ends.dtype == np.uint64:
+        ends = np.minimum(ends, np.uint64(2**63 - 1))
+    return np.broadcast_to(ends.astype(np.int64), positions.shape)
+
+
+def check_not_fewer(samples: Samples, least: int) -> None:
+    """VersionError where samples have gone that there were when a view of them was made."""
+    if len(samples) < least:
+        raise VersionError(
+            f"{samples!r} had {least} samples when this view of it was made: some were lost and "
+            f"cut out by a repair, and others have moved. Make the view anew"
+        )
 
 
 class Selection(Samples):
@@ -453,6 +465,7 @@ class Selection(Samples):
     ) -> None:
         self._base = base
         self._positions = positions
+        self._least = len(base)  # which only a repair makes less
         self._schema = base.schema if fields is None else base.schema.only(fields)
 
     @property
@@ -474,12 +487,14 @@ class Selection(Samples):
         return self._base.concurrent
 
     def _of_base(self, positions: Positions) -> Positions:
+        check_not_fewer(self._base, self._least)
         return positions if self._positions is None else self._positions[positions]
 
     def read(self, name: str, positions: Positions) -> Column:
         return self._base.read(name, self._of_base(positions))
 
     def read_one(self, name: str, position: int) -> Any:
+        check_not_fewer(self._base, self._least)
         if self._positions is not None:
             position = int(self._positions[position])
         return self._base.read_one(name, position)
@@ -540,6 +555,7 @@ class Part(Selection):
             samples appended since.
         """
         version = self.check_grows().refresh()
+        self._least = len(self._base)
         self._positions = self._rule.of(self._base)[self._name]
         return version
 
@@ -612,12 +628,17 @@ class Concatenation(Samples):
     def __repr__(self) -> str:
         return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"
 
+    def _part(self, number: int) -> Samples:
+        part = self._parts[number]
+        check_not_fewer(part, int(self._starts[number + 1] - self._starts[number]))
+        return part
+
     def read(self, name: str, positions: Positions) -> Column:
         return self._joined(name, positions, lambda part, local, _: part.read(name, local))
 
     def read_one(self, name: str, position: int) -> Any:
-        part = int(np.searchsorted(self._starts, position, "right")) - 1
-        return self._parts[part].read_one(name, position - int(self._starts[part]))
+        number = int(np.searchsorted(self._starts, position, "right")) - 1
+        return self._part(number).read_one(name, position - int(self._starts[number]))
 
     def read_windows(
         self, name: str, positions: Positions, starts: Positions, stops: Positions
@@ -633,7 +654,7 @@ class Concatenation(Samples):
     def read_shapes(self, name: str, positions: Positions) -> npt.NDArray[np.int64]:
         shapes = np.empty((len(positions), self.schema[name].ndim), np.int64)
         for number, local, places in split_by_part(self._starts, positions):
-            shapes[places] = self._parts[number].read_shapes(name, local)
+            shapes[places] = self._part(number).read_shapes(name, local)
         return shapes
 
     def _joined(
@@ -644,7 +665,7 @@ class Concatenation(Samples):
     ) -> Column:
         """What `read` gives for each part, its positions and their places, as one column."""
         runs = split_by_part(self._starts, positions)
-        pieces = [read(self._parts[number], *where) for number, *where in runs]
+        pieces = [read(self._part(number), *where) for number, *where in runs]
         return joined(self.schema[name], pieces, [places for _, _, places in runs])
 
     def moments(self, name: str, axes: statistics.Axes, *, skipna: bool) -> Moments:

@@ -56,7 +56,7 @@ class Field:
     def __init__(self, dtype: Any, shape: Sequence[int | None] = ()) -> None:
         kind = _TEXT.get(dtype, "array") if isinstance(dtype, (str, type)) else "array"
         if kind != "array":
-            if tuple(shape) not in ((), (None,)):
+            if shape not in ((), (None,), [], [None]):
                 raise SchemaError(f"a {kind!r} field takes no shape, got {shape!r}")
             resolved, shape = np.dtype("uint8"), (None,)
         else:

@@ -53,7 +53,8 @@ class Stats:
     """Statistics of values: plain numbers, or arrays of one number for each group.
 
     `std` is the population's. Where there are no values all but `count` and `sum` are NaN. Sums of
-    integers are exact, in an array of Python ints where they do not fit into int64.
+    integers are exact, in an array of Python ints where they do not fit into int64. Floats of more
+    than 64 bits are taken for the nearest of 64 bits.
     """
 
     count: Any
@@ -137,7 +138,7 @@ def histogram_of(
     total = np.zeros((math.prod(groups), len(edges) - 1), np.int64)
     for column in _columns(samples, name, np.arange(len(samples)), axes):
         total += counts_of(_rows_of(column, field, axes), edges)
-    return total.reshape((*groups, -1))
+    return total.reshape((*groups, len(edges) - 1))
 
 
 def quantiles_of(
@@ -162,6 +163,8 @@ def quantiles_of(
     for column in _columns(samples, name, everything, axes):
         rows = _rows_of(column, field, axes)
         absent = np.isnan(rows) if skipna and rows.dtype.kind == "f" else None
+        if absent is not None and total == 1:  # what is not there is nothing to be off by
+            rows, absent = rows[:, ~absent[0]], None
         sketch = sketch.merge(Sketch.of(rows, sketch.capacity, absent))
     found = sketch.quantiles(wanted)
     return np.moveaxis(found, 0, -1).reshape((*wanted.shape, *groups))

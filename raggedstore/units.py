@@ -24,7 +24,7 @@ def parse_bytes(size: int | str, *, what: str = "size") -> int:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", size)
         if match is None or match[2].upper() not in _UNITS:
             raise UsageError(f"{what} {size!r} is not a size such as 1000000, '256MB' or '1GiB'")
-        value = int(float(match[1]) * _UNITS[match[2].upper()])
+        value = int(min(float(match[1]) * _UNITS[match[2].upper()], 2.0**63))  # as good as any
     else:
         try:
             value = int(size)

@@ -14,9 +14,12 @@ text compared with ``"de"`` only those are read that are two bytes long.
 from __future__ import annotations
 
 import ast
+import io
 import keyword
 import operator
+import tokenize
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -250,6 +253,7 @@ class _Rule:
 def _parse(text: str, schema: Schema) -> _Rule:
     if len(text) > _MAX_CHARACTERS:
         raise UsageError(f"where: a rule has at most {_MAX_CHARACTERS} characters, got {len(text)}")
+    _check_lines(text)
     line = text.replace("\r", " ").replace("\n", " ").strip()
     try:
         tree = ast.parse(line, mode="eval").body
@@ -269,6 +273,21 @@ def _parse(text: str, schema: Schema) -> _Rule:
         if depth > _MAX_DEPTH or count > _MAX_NODES:
             rule.fail(node, f"more than {_MAX_NODES} terms, or {_MAX_DEPTH} within one another")
     return rule
+
+
+def _check_lines(text: str) -> None:
+    """UsageError where it makes a difference that the lines of a rule are put into one."""
+    if "\r" in text.replace("\r\n", ""):
+        raise UsageError("where: a carriage return ends no line of a rule; write \\r in a text")
+    if "\n" not in text.strip():
+        return
+    lines = io.StringIO(f"({text}\n)").readline  # within which Python puts them together too
+    with suppress(tokenize.TokenError, SyntaxError):  # what is wrong is said by who parses it
+        for token in tokenize.generate_tokens(lines):
+            if token.type == tokenize.COMMENT:
+                raise UsageError("where: a rule of several lines has no comments")
+            if token.start[0] != token.end[0] and token.string.strip():
+                raise UsageError("where: a text in a rule lies in one line; write \\n for its end")
 
 
 def _nodes(tree: ast.expr) -> Iterator[tuple[ast.AST, int]]:

@@ -349,7 +349,8 @@ def test_awkward_arrays_that_are_no_batch_are_refused(array: Any, message: str) 
         (pa.array([[1], None]), "missing.* among its samples"),
         (pa.array(["ab"]), "string"),
         (pa.array([["ab"]]), "string"),
-        (pa.array([[]]), "null"),
+        (pa.nulls(2), "missing"),
+        (pa.array([[None]]), "missing"),
         (pa.array([{"a": 1}]), "struct"),
         (pa.array([[[1, 2], [3]]]), "sample 0 is no 2-dimensional array"),
     ],
@@ -388,3 +389,66 @@ def test_masked_values_are_no_batch() -> None:
     with pytest.raises(rs.SampleError, match="fill them first"):
         rs.RaggedBatch.from_list([np.arange(2), masked])
     assert rs.RaggedBatch(np.ma.masked_array([1, 2]), [0, 2])[0].tolist() == [1, 2]
+
+
+def test_lists_of_nothing_come_in_from_arrow_as_from_awkward() -> None:
+    for made in (
+        rs.RaggedBatch.from_arrow(pa.array([[], []])),
+        rs.RaggedBatch.from_awkward(ak.Array([[], []])),
+    ):
+        assert len(made) == 2 and made.lengths.tolist() == [0, 0]
+
+
+def test_samples_come_from_any_iterable_once() -> None:
+    samples = [np.arange(i, dtype="i2") for i in range(4)]
+    batch = rs.RaggedBatch.from_list(sample for sample in samples)
+    assert batch.dtype == np.int16 and [len(s) for s in batch] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("samples", "dtype"),
+    [
+        ([np.array([300, -1])], "u1"),
+        ([[300]], "u1"),
+        ([np.array([np.nan, 1.7])], "i2"),
+        ([[0.5]], "i4"),
+        ([np.array([2**63], "u8"), np.array([-(2**62) - 1])], None),
+        ([[[1, 2], [3]]], None),
+    ],
+)
+def test_samples_that_do_not_convert_without_loss_are_refused(samples: Any, dtype: Any) -> None:
+    with pytest.raises(rs.SampleError):
+        rs.RaggedBatch.from_list(samples, dtype)
+
+
+def test_a_list_keeps_its_byte_order_and_mixes_what_can_be_mixed() -> None:
+    swapped = rs.RaggedBatch.from_list([np.arange(3), np.arange(2)], ">i4")
+    mixed = rs.RaggedBatch.from_list([[1, 2], [0.5]])
+    assert swapped.dtype == np.dtype(">i4") and swapped[0].tolist() == [0, 1, 2]
+    assert mixed.dtype == np.float64 and mixed[1].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("shape", [[2**32, 2**32], [2**62 + 1, 4]])
+def test_shapes_whose_product_is_no_int64_are_refused(shape: list[int]) -> None:
+    count = (shape[0] * shape[1]) % 2**64
+    with pytest.raises(rs.SampleError, match="do not multiply"):
+        rs.RaggedBatch(np.zeros(count), [0, count], [shape])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("i4", np.nan), ("i4", np.inf), ("i4", 2.0**40), ("i4", 2**40), ("i4", 0.5), ("i4", "7"),
+     ("u1", -1), ("?", 2), ("f4", 1j), ("f4", 1e300), ("i8", 2**70), ("f8", None)],
+)  # fmt: skip
+def test_a_value_that_the_dtype_lacks_does_not_fill(dtype: str, value: Any) -> None:
+    batch = rs.RaggedBatch.from_list([np.zeros(1, dtype), np.zeros(2, dtype)])
+    with pytest.raises(rs.UsageError, match="no value to fill"):
+        batch.to_padded(value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("i4", True), ("i4", 3.0), ("f4", 0.1), ("f4", np.nan), ("c8", 1j)]
+)
+def test_a_value_that_it_has_fills(dtype: str, value: Any) -> None:
+    batch = rs.RaggedBatch.from_list([np.zeros(1, dtype), np.zeros(2, dtype)])
+    np.testing.assert_array_equal(batch.to_padded(value)[0, 1], np.array(value).astype(dtype))

@@ -166,3 +166,43 @@ def test_statistics_of_a_concatenation_are_of_what_it_has(tmp_path: Path) -> Non
 
     stats = both["x"].stats()
     assert (stats.count, stats.mean, stats.max) == (10, 2, 4) and len(store) == 10
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "u4", "i8", "u8"])
+def test_windows_may_be_told_by_integers_of_any_kind(store: rs.Store, dtype: str) -> None:
+    starts, stops = np.array([0, 1], dtype), np.array([2, 3], dtype)
+    got = store["values"].crop([5, 7], starts, stops)
+    for sample, i, start, stop in zip(got, [5, 7], [0, 1], [2, 3], strict=True):
+        np.testing.assert_array_equal(sample, SAMPLES[i]["values"][start:stop])
+
+
+def test_a_step_of_zero_is_an_error_of_ours(store: rs.Store) -> None:
+    for part in (store, store["values"], store.select([1, 2]), store.batch([1])["values"]):
+        with pytest.raises(rs.UsageError, match="zero"):
+            part[::0]
+
+
+def test_tensors_index_as_arrays_do(store: rs.Store) -> None:
+    torch = pytest.importorskip("torch")
+    for key in ([3, 1], [-1]):
+        assert_same(SCHEMA, store[torch.tensor(key)], [SAMPLES[i] for i in key])
+    assert_same(SCHEMA, [store[torch.tensor(3)]], [SAMPLES[3]])
+
+
+def test_views_of_what_a_repair_cut_out_say_so(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
+    for day in range(3):
+        with store.writer() as writer:
+            writer.extend({"i": 10 * day + i} for i in range(10))
+    store.refresh()
+    views = [store.select([1, 29]), rs.concat([store, store]), store.split({"a": 1.0})["a"]]
+    damaged = sorted((store.path / "segments").glob("*.h5"))[0]
+    damaged.write_bytes(b"")
+    rs.open(store.path, "a").repair()
+    store.refresh()
+
+    assert len(store) == 20
+    for view in views:
+        for read in (lambda v=view: v[-1], lambda v=view: v.batch([0]), lambda v=view: v["i"][:]):
+            with pytest.raises(rs.VersionError, match="repair"):
+                read()

@@ -341,3 +341,29 @@ def test_samples_larger_than_the_budget_are_read_in_pieces(tmp_path: Path) -> No
     count, more = map(int, done.stdout.split())
     assert count == 750_000
     assert more < 110_000_000
+
+
+def test_quantiles_of_few_values_among_much_that_is_missing_are_as_near(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"x": rs.Field("f4", (None,))})
+    values = np.full(500_000, np.nan, "f4")
+    values[::1250] = np.arange(400)
+    with store.writer() as writer:
+        writer.extend({"x": part} for part in np.split(values, 50))
+
+    wanted = np.linspace(0, 1, 11)
+    got = store["x"].quantiles(wanted, skipna=True)
+    np.testing.assert_array_equal(
+        got, np.nanquantile(values, wanted, method="inverted_cdf").astype("f8")
+    )
+
+
+@pytest.mark.parametrize("edges", [np.array([5, 3, 1], "u1"), np.array([0, 2, 1], "u8")])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_unsigned_edges_that_descend_are_refused(store: rs.Store, edges: Any, axis: Any) -> None:
+    with pytest.raises(rs.UsageError, match="ascending"):
+        store["mel"].histogram(edges, axis=axis)
+
+
+def test_edges_may_be_as_far_apart_as_integers_are(store: rs.Store) -> None:
+    counts = store["dense"].histogram([-(2**63), 0, 2**63 - 1])
+    assert counts.sum() == store["dense"].stats().count

@@ -491,3 +491,18 @@ def test_a_description_is_short(store: rs.Store) -> None:
     assert describe(np.arange(5)) == "<5 positions>"
     assert describe(make) == "<make>"
     assert describe([]) == "<0 positions>"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["label == 1  # ones\nand flag", "lang == '''d\ne'''", "lang == 'd\re'", "label == 1\n)\n("],
+)
+def test_lines_that_cannot_be_put_into_one_are_refused(store: rs.Store, rule: str) -> None:
+    with pytest.raises(rs.UsageError, match="where"):
+        resolve(rule, store)
+
+
+def test_a_rule_may_have_several_lines(store: rs.Store) -> None:
+    lines = "flag\n  and audio.length > 3\r\n  and lang == 'de'\n"
+    assert found(lines, store) == found("flag and audio.length > 3 and lang == 'de'", store)
+    assert found("\nflag # one comment at the end\n", store) == found("flag", store)

@@ -128,7 +128,7 @@ class MemorySwapper:
         if isinstance(key, slice):
             try:
                 wanted = range(*key.indices(len(self)))
-            except TypeError:
+            except (TypeError, ValueError):
                 return as_positions(key, len(self), what=self._what)  # raises, as everywhere
             found = self._get(wanted if wanted.step > 0 else wanted[::-1])
             return found if wanted.step > 0 else found[::-1]

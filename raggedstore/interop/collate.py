@@ -8,6 +8,7 @@ sample by sample, to the same result.
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, offsets_of
+from raggedstore.casting import fill_value
 from raggedstore.errors import UsageError
 from raggedstore.extras import require
 from raggedstore.interop import tensors
@@ -189,7 +191,10 @@ class Collate:
 
     def _value(self, name: str) -> Any:
         value = self.padding_value
-        return value.get(name, 0) if isinstance(value, Mapping) else value
+        value = value.get(name, 0) if isinstance(value, Mapping) else value
+        if np.ndim(value):
+            raise UsageError(f"padding_value is a number, or one for each field, not {value!r}")
+        return value
 
     def _mask(self, extent: RaggedBatch) -> npt.NDArray[np.bool_]:
         return extent.mask(self.side, multiple_of=self.multiple_of, time_first=self.time_first)
@@ -197,6 +202,8 @@ class Collate:
     def _padded(self, arrays: Sequence[Any], extent: RaggedBatch, value: Any) -> Any:
         """As `RaggedBatch.to_padded`, of tensors of any dtype and device."""
         tail = extent.shapes[:, 1:].max(axis=0).tolist()
+        with suppress(TypeError):  # of what NumPy does not know, such as bfloat16
+            value = fill_value(value, arrays[0].new_empty(0, device="cpu").numpy().dtype).item()
         out = arrays[0].new_full((*self._mask(extent).shape, *tail), value)
         rows = out.swapaxes(0, 1) if self.time_first else out
         for i, array in enumerate(arrays):

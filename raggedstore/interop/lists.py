@@ -127,6 +127,8 @@ def from_arrow(array: Any) -> RaggedBatch:
             levels.append(_Level(np.diff(array.offsets.to_numpy()).astype(np.int64, copy=False)))
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
             return _batch(array.to_numpy(zero_copy_only=False), samples, levels)
+        elif pa.types.is_null(kind) and levels:  # of lists that are empty, all of them
+            return _batch(np.empty(0), samples, levels)
         else:
             raise _wrong_kind(kind, levels)
         array = array.flatten()

@@ -43,6 +43,7 @@ def _mend() -> None:
     decode = getattr(DataObjects, "_decode_link_msg", None)
     fixed_point = getattr(DatatypeMessage, "_determine_dtype_fixed_point", None)
     floating_point = getattr(DatatypeMessage, "_determine_dtype_floating_point", None)
+    layout = getattr(DataObjects, "_get_data_message_properties", None)
     determine = getattr(DatatypeMessage, "determine_dtype", None)
 
     def decode_link(data: bytes, offset: int) -> Any:
@@ -58,6 +59,13 @@ def _mend() -> None:
                 message.insert(place, 0)
             message[place] = 1
             return decode(bytes(message), 0)
+
+    def of_known_version(objects: Any, offset: int) -> Any:
+        """HDF5 2.0 has a fifth version of where data lie."""
+        assert layout is not None
+        if (version := objects.msg_data[offset]) > 4:
+            raise NotImplementedError(f"version {version} of data layouts, of HDF5 2 (h5repack)")
+        return layout(objects, offset)
 
     def of_all_bits(message: Any, head: Any) -> Any:
         """Integers of some of their bytes' bits would have to be shifted and extended."""
@@ -91,6 +99,8 @@ def _mend() -> None:
         DataObjects._decode_link_msg = staticmethod(decode_link)
     if fixed_point is not None:
         DatatypeMessage._determine_dtype_fixed_point = of_all_bits
+    if layout is not None:
+        DataObjects._get_data_message_properties = of_known_version
     if floating_point is not None:
         DatatypeMessage._determine_dtype_floating_point = of_ieee
     if determine is not None:

@@ -268,17 +268,18 @@ class Reader:
         """For each cropped field where the windows of the picked samples begin and end."""
         windows: Windows = {}
         if picks.starts is not None and picks.stops is not None:
-            self._check_alike(picks.positions)
+            self._check_alike(picks.positions, self._rule.fields, self._rule)
             windows = dict.fromkeys(self._rule.fields, (picks.starts, picks.stops))
         for crop in self._crops:
+            self._check_alike(picks.positions, crop.fields, crop)
             lengths = self._measures.dims(crop.fields[0])(picks.positions)[:, 0]
             bounds = crop.windows(picks.positions, lengths, self._epoch, picks.turns)
             windows.update(dict.fromkeys(crop.fields, bounds))
         return windows
 
-    def _check_alike(self, positions: Int64s) -> None:
-        """SampleError where fields that are cut together differ in length."""
-        first, *others = self._rule.fields
+    def _check_alike(self, positions: Int64s, names: Sequence[str], by: Rule | Crop) -> None:
+        """SampleError where fields that are cut together `by` something differ in length."""
+        first, *others = names
         for name in others:
             lengths = self._measures.dims(first)(positions)[:, 0]
             theirs = self._measures.dims(name)(positions)[:, 0]
@@ -286,7 +287,7 @@ class Reader:
                 i = differ[0]
                 raise SampleError(
                     f"sample {positions[i]}: {first!r} is {lengths[i]} long, and {name!r}, which "
-                    f"{self._rule!r} cuts with it, {theirs[i]}"
+                    f"{by!r} cuts with it, {theirs[i]}"
                 )
 
     def _bytes(self, picks: Picks, windows: Windows) -> Int64s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,3 +164,15 @@ def test_several_crops_have_places_of_their_own(store: rs.Store) -> None:
 def test_options_that_make_no_sense_are_refused(make: Any) -> None:
     with pytest.raises(rs.UsageError):
         make()
+
+
+@pytest.mark.parametrize("at", ["random", "end"])
+def test_fields_that_are_cropped_together_are_of_one_length(tmp_path: Path, at: Any) -> None:
+    field = rs.Field("i4", (None,))
+    store = rs.create(tmp_path / "store", {"tokens": field, "targets": field})
+    with store.writer() as writer:
+        writer.append({"tokens": np.arange(10), "targets": np.arange(7)})
+
+    loader = Loader(store, batch=1, crop=Crop(["tokens", "targets"], 3, at=at))
+    with pytest.raises(rs.SampleError, match="sample 0: 'tokens' is 10 long, and"):
+        list(loader)
