@@ -41,6 +41,7 @@ from raggedstore.segment.tasks import Task, run
 
 __all__ = ["past_libhdf5"]
 
+_MOST_CHUNKS = 2**22  #: whose places are learnt; of more libhdf5 finds those that are wanted
 _CONTIGUOUS, _CHUNKED = 1, 2  #: HDF5's classes of layout
 _UNDEFINED = 2**64 - 1  #: an address that HDF5 has not given out
 #: Values nearer to one another than so many bytes are read with what lies between them, which
@@ -75,6 +76,11 @@ def _parsed(source: Hdf5Source) -> Source | None:
             place = int(node.id.data_offset) + file.userblock_size
             return _ContiguousSource(source, len(bare), place)
         if node.id.layout_class != _CHUNKED:
+            return None
+        if (
+            math.prod(-(-n // c) for n, c in zip(node.shape, node.chunks, strict=True))
+            > _MOST_CHUNKS
+        ):
             return None
         filters = tuple(int(f["filter_id"]) for f in node.id.filter_pipeline or [])
         if filters not in ((BLOSC,), (BLOSC2,)) and not (filters and PIPELINE.issuperset(filters)):

@@ -71,6 +71,8 @@ Values = npt.NDArray[Any]
 #: What a task of Dask should read at least, where the source's chunks are smaller: just less than
 #: 32 MiB, from which on glibc asks the system for new memory for each array, and gives it back.
 CHUNK_BYTES = 2**25 - 2**16
+#: Units along an axis, from which on Dask is not shown each of them.
+_MANY_UNITS = 2**14
 
 #: Whether a source is read by this thread alone, and not by one of several of Dask's: it may then
 #: use threads of its own.
@@ -484,9 +486,13 @@ def group_chunks(
     elif math.prod(unit) > limit // 2 or dtype.hasobject:
         sizes = [min(u, n) for u, n in zip(unit, shape, strict=True)]
     else:
-        previous = tuple(max(1, min(u, n)) for u, n in zip(unit, shape, strict=True))
+        previous = [max(1, min(u, n)) for u, n in zip(unit, shape, strict=True)]
+        for axis, size in enumerate(shape):
+            # Dask goes through all of them; of very many, several are taken together first.
+            while size > previous[axis] * _MANY_UNITS and math.prod(previous) < limit // 4:
+                previous[axis] *= 2
         grouped: Chunks = da.core.normalize_chunks(
-            "auto", shape, limit=nbytes, dtype=dtype, previous_chunks=previous
+            "auto", shape, limit=nbytes, dtype=dtype, previous_chunks=tuple(previous)
         )
         return grouped
     chunks: Chunks = da.core.normalize_chunks(tuple(sizes), shape, dtype=dtype)

@@ -52,8 +52,8 @@ def box_of(frame: memoryview, shape: Shape) -> Shape | None:
         whole, chunk, box = found
     except (struct.error, IndexError) as error:
         raise CorruptionError(f"a Blosc2 frame whose metalayers make no sense: {error}") from None
-    if len(shape) == 1 == len(box):
-        return None  # what blocks there are lie one after another
+    if len(shape) == 1 == len(box) and box[0] > 0 and shape[0] % box[0] == 0:
+        return None  # they lie one after another, and none is filled up
     fits = len(box) == len(shape) and all(1 <= b <= n for b, n in zip(box, shape, strict=True))
     if not whole == chunk == shape or not fits:
         raise CorruptionError(f"a Blosc2 chunk of {chunk} in boxes of {box} where {shape} belongs")

@@ -445,7 +445,7 @@ def _blocks(
     for offset, size in entries[["offset", "size"]].tolist():
         head = data.read(offset, min(size, _HEAD_BYTES))
         try:
-            if len(shape) > 1 and box_of(head, shape) is not None:
+            if box_of(head, shape) is not None:
                 return None, True
         except CorruptionError:
             return None, True  # of that chunk alone, and said when it is read

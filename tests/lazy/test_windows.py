@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from raggedstore import lazy
 from raggedstore.errors import FormatError, KeyTypeError, RaggedStoreError, StorageError
-from raggedstore.lazy.windows import SourceArray, source_of
+from raggedstore.lazy.windows import CHUNK_BYTES, SourceArray, group_chunks, source_of
 from tests.lazy.recording import Recording
 
 
@@ -438,3 +439,12 @@ def test_an_int_beside_a_list_means_a_list_after_any_list() -> None:
 def test_a_field_that_is_none_is_no_key() -> None:
     with pytest.raises(KeyTypeError):
         lazy.adapt(np.arange(3))["a"]
+
+
+def test_very_many_small_units_are_taken_together_before_dask_sees_them() -> None:
+    tracemalloc.start()
+    chunks = group_chunks((10**8, 3), np.dtype("f8"), (1, 3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(chunks[0]) == 10**8 and chunks[1] == (3,) and peak < 2**22
+    assert max(chunks[0]) * 24 <= CHUNK_BYTES and len(chunks[0]) < 200
