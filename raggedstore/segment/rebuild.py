@@ -99,7 +99,7 @@ def rebuild_table(
         if not hasattr(node, "keys"):
             raise FormatError(f"{group!r} is no group")
         nodes = _field_nodes(node)
-        schema = _declared(node) or _inferred(nodes)
+        schema = _declared(node) or _field_of(_declared(root), group, nodes) or _inferred(nodes)
         table = _table(schema, nodes, data, root.userblock_size)
         stream.most = None
         return table
@@ -234,6 +234,14 @@ def _declared(node: Any) -> Schema | None:
         return Schema.from_json(strictjson.loads(text if isinstance(text, bytes) else str(text)))
     except ValueError as error:
         raise FormatError(f"its attribute {SCHEMA_ATTRIBUTE} is no schema: {error}") from None
+
+
+def _field_of(schema: Schema | None, group: str, nodes: dict[str, Any]) -> Schema | None:
+    """The schema of one field's group, where the whole file's says what it is."""
+    name = group.strip("/")
+    if schema is None or name not in schema or list(nodes) != [DATA]:
+        return None
+    return Schema({DATA: schema[name]})
 
 
 def _inferred(nodes: dict[str, Any]) -> Schema:

@@ -287,3 +287,24 @@ def test_verify_of_a_file_without_checksums_says_so(tmp_path: Path) -> None:
 
 def test_a_group_of_an_export_opens_by_itself(exported: Path) -> None:
     check(rs.open(exported, group="/data"))
+
+
+def test_a_field_of_an_export_opens_by_itself_as_what_it_is_there(tmp_path: Path) -> None:
+    schema = {
+        "text": rs.Field("str"),
+        "mel": rs.Field("f4", (None, 3)),
+        "flag": rs.Field("bool", (None,)),
+        "label": rs.Field("i2"),
+    }
+    store = rs.create(tmp_path / "store", schema)
+    with store.writer() as writer:
+        for i, text in enumerate(["yes", "да", ""]):
+            mel = np.full((i, 3), i, "f4")
+            writer.append({"text": text, "mel": mel, "flag": [True] * i, "label": i})
+    store.export(tmp_path / "x.h5")
+
+    for name, field in schema.items():
+        alone = rs.open(tmp_path / "x.h5", group=f"/{name}")
+        assert alone.schema == rs.Schema({"data": field})
+        for got, want in zip(alone["data"][:], store[name][:], strict=True):
+            np.testing.assert_array_equal(got, want)
