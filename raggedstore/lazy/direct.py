@@ -36,7 +36,7 @@ from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes, OpenFiles
 from raggedstore.segment.filters import PIPELINE, unfilter
 from raggedstore.segment.parser import parse
-from raggedstore.segment.rebuild import BLOSC, BLOSC2
+from raggedstore.segment.rebuild import BLOSC, BLOSC2, is_snappy
 from raggedstore.segment.tasks import Task, run
 
 __all__ = ["past_libhdf5"]
@@ -82,7 +82,10 @@ def _parsed(source: Hdf5Source) -> Source | None:
             > _MOST_CHUNKS
         ):
             return None
-        filters = tuple(int(f["filter_id"]) for f in node.id.filter_pipeline or [])
+        pipeline = node.id.filter_pipeline or []
+        filters = tuple(int(f["filter_id"]) for f in pipeline)
+        if is_snappy(pipeline):
+            return None
         if filters not in ((BLOSC,), (BLOSC2,)) and not (filters and PIPELINE.issuperset(filters)):
             return None  # chunks as they are, too, of which libhdf5 takes what is wanted
         return _ChunkedSource(source, len(bare), _Chunks.of(node, file.userblock_size, filters))
@@ -219,7 +222,9 @@ class _ChunkedSource(_DirectSource):
         chunks = self._chunks
         offset, size = int(chunks.offset[at]), int(chunks.size[at])
         filters, mask = chunks.filters, int(chunks.mask[at])
-        if mask and not PIPELINE.issuperset(filters):  # its only filter skipped
+        if mask & 1 and not PIPELINE.issuperset(filters):  # its only filter skipped
+            if size != raw.nbytes:
+                raise CorruptionError(f"{size} stored bytes where {raw.nbytes} belong")
             file.read_into(offset, raw.data)
             return
         stored = file.read(offset, size)

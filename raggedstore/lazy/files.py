@@ -153,6 +153,8 @@ class Hdf5Source(Source):
         what, self._kind, self._node = _KINDS[kind], kind, node
         self._options = _netcdf_options(node) if kind == "netCDF4" else None
         with self.lock:
+            if node.shape is None:
+                raise UsageError(f"{what.name(node)} is a dataset that is said to have no values")
             self.shape = tuple(map(int, node.shape))
             # Scaled or not, and masked or not: netCDF4 says so by what it makes of nothing.
             nothing = node[(slice(0, 0),) * len(self.shape)] if self._options else None

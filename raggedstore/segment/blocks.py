@@ -52,6 +52,7 @@ _FILTERS = (0, 1, 2, 35)
 _MORE_FILTERS = (3, 4, 34)
 _EXTENDED = 0x05  # both of Blosc 1's flags for shuffles say that the header has 32 bytes
 _MOST_CODEC = 4  # BloscLZ, LZ4, Snappy, Zlib, Zstandard; what follows is up to plug-ins
+_DICTIONARY = 0x01  # in the last byte
 _MOST_SPECIAL = 0x30  # in the last byte: zeros, NaNs, one value throughout; not: left as it is
 
 Edges = npt.NDArray[np.uint32]
@@ -88,6 +89,8 @@ def check_header(header: Any) -> None:
     filters = header[16:22]
     if any(code not in _FILTERS + _MORE_FILTERS for code in filters):
         raise CorruptionError(f"Blosc2 filters that are not read, {list(filters)}")
+    if more[1] & _DICTIONARY:
+        raise CorruptionError("a Blosc2 chunk with a dictionary of its own, which is not read")
     if more[0] or more[1] & 0x0F or more[1] > _MOST_SPECIAL:
         raise CorruptionError("a Blosc2 chunk that does not stand by itself")
 

@@ -52,6 +52,7 @@ _MIN_FRAME = 87  # the shortest header that c-blosc2 writes
 _CHUNK_HEADER = 32
 _SPECIAL = 0x70  # in a chunk's last byte of header: it stands for values that are not there
 _ZEROS = 0x81  # in the table of chunks, the highest byte of where one lies: nowhere, all zeros
+_NANS = 0x82  # or all NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +313,15 @@ def decode_blosc(chunk: memoryview, out: npt.NDArray[np.uint8]) -> None:
 
 
 def _decode_zeros(frame: memoryview, head: int, nbytes: int, out: npt.NDArray[np.uint8]) -> None:
-    """Fill `out` with zeros, if those are what a frame without a chunk stands for."""
+    """Fill `out` with zeros or NaN, if those are what a frame without a chunk stands for."""
     table = frame[head : head + _CHUNK_HEADER + 8]  # of one chunk: eight bytes behind a header
-    if nbytes != out.nbytes or len(table) < _CHUNK_HEADER + 8 or table[-1] != _ZEROS:
+    (itemsize,) = struct.unpack_from(">i", frame, 48)
+    special = table[-1] if len(table) == _CHUNK_HEADER + 8 else 0
+    if nbytes != out.nbytes or special not in (_ZEROS, _NANS):
         raise CorruptionError(f"a Blosc2 frame that is not {out.nbytes} zeros, nor has a chunk")
-    out[:] = 0
+    if special == _ZEROS:
+        out[:] = 0
+    elif itemsize in (4, 8) and nbytes % itemsize == 0:
+        out.view(f"f{itemsize}")[:] = np.nan
+    else:
+        raise CorruptionError(f"a Blosc2 frame of NaN of {itemsize} bytes")

@@ -54,11 +54,13 @@ from raggedstore.segment.table import (
     checksum,
 )
 
-__all__ = ["rebuild_table", "with_checksums"]
+__all__ = ["is_snappy", "rebuild_table", "with_checksums"]
 
 BLOSC, BLOSC2 = 32001, 32026
+_SNAPPY = 3  # of Blosc's compressors, as its filter counts them
 _HEAD_BYTES = 2**13  # where a chunk of up to some 2,000 blocks says where they lie
 _RUN_BYTES = 2**20  # of rows that are read together from a dataset without chunks of its own
+_PARTS_BYTES = 2**26  # of rows that are put together from chunks of parts of them
 _RUNS = 2**20  # of them in a dataset at most
 MAX_CHUNK_BYTES = 2**31 - 1
 _READ_OVER = 8  # a file may be read so many times over while it is parsed,
@@ -216,13 +218,39 @@ def _field_nodes(node: Any) -> dict[str, Any]:
     if _is_dataset(node, DATA):
         return {DATA: node}
     nodes = {}
-    for name in node:
+    for name in filter(partial(_may_be_group, node), node):
         child = _child(node, name)
         if hasattr(child, "keys") and _is_dataset(child, DATA):
             nodes[name] = child
     if not nodes:
         raise FormatError("no group in it holds data, data_start_and_stop and data_shape")
     return nodes
+
+
+def _may_be_group(node: Any, name: str) -> bool:
+    """Whether a name leads to a group, which is not followed to any other file or place.
+
+    What else lies beside the fields need not be what the parser can read.
+    """
+    target = getattr(node, "_links", {}).get(name)
+    if target is None or isinstance(target, str):
+        return target is None
+    try:
+        objects = node.file._get_dataobjects(target)
+        return not (objects.is_dataset or objects.is_datatype)
+    except NotImplementedError:
+        return False
+
+
+def _shape_of(dataset: Any, name: str) -> tuple[int, ...]:
+    """Its shape, of a dimension at least."""
+    try:
+        shape = tuple(int(size) for size in dataset.shape)
+    except TypeError:  # of one that is said to have no values
+        shape = ()
+    if not shape:
+        raise FormatError(f"{name!r} holds no rows: it is a single value, or none")
+    return shape
 
 
 def _declared(node: Any) -> Schema | None:
@@ -249,6 +277,7 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
     fields = {}
     for name, node in nodes.items():
         dataset = _child(node, DATA)
+        rows = _shape_of(dataset, name)
         dtype = _dtype(dataset)
         if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
             raise FormatError(
@@ -256,14 +285,14 @@ def _inferred(nodes: dict[str, Any]) -> Schema:
                 f"with RaggedVLArray.attach)"
             )
         if SPAN in node and SHAPE in node:
-            shape = _child(node, SHAPE).shape
-            if len(shape) != 2 or shape[1] > MAX_DIMENSIONS or len(dataset.shape) != 1:
-                raise FormatError(f"{name!r}: data has rank {len(dataset.shape)}, shape {shape}")
+            shape = _shape_of(_child(node, SHAPE), name)
+            if len(shape) != 2 or shape[1] > MAX_DIMENSIONS or len(rows) != 1:
+                raise FormatError(f"{name!r}: data has rank {len(rows)}, shape {shape}")
             fields[name] = Field(dtype, (None,) * shape[1])
         elif SPAN in node:
             raise FormatError(f"{name!r} has {SPAN}, and no {SHAPE}")
         else:
-            fields[name] = Field(dtype, tuple(dataset.shape[1:]))
+            fields[name] = Field(dtype, rows[1:])
     return Schema(fields)
 
 
@@ -303,7 +332,7 @@ def _table(schema: Schema, nodes: dict[str, Any], data: FileBytes, userblock: in
 def _dataset(node: Any, column: Column, name: str, data: FileBytes, userblock: int) -> DatasetTable:
     """One dataset's chunks, and how to decode them."""
     where = f"field {name!r}, {column.name}"
-    dtype, shape = _dtype(node), tuple(int(size) for size in node.shape)
+    dtype, shape = _dtype(node), _shape_of(node, name)
     if dtype == np.dtype("uint8") and column.dtype == np.dtype(bool):
         dtype = column.dtype  # as segments keep bools
     side = column.name != DATA
@@ -364,9 +393,10 @@ def _chunked(node: Any, column: Column, rows: int, data: FileBytes, userblock: i
     nbytes = math.prod(shape) * column.dtype.itemsize
     if len(shape) != 1 + len(column.row_shape) or not 1 <= nbytes <= MAX_CHUNK_BYTES:
         raise FormatError(f"chunks of {shape} values of {column.name} are not read")
-    filters = [int(f["filter_id"]) for f in node.id.filter_pipeline or []]
+    pipeline = node.id.filter_pipeline or []
+    filters = [int(f["filter_id"]) for f in pipeline]
     found = _Chunks(node, shape, userblock) if rows else None
-    decode = _DECODERS.get(tuple(filters))
+    decode = None if is_snappy(pipeline) else _DECODERS.get(tuple(filters))
     if decode is not None and shape[1:] == column.row_shape:
         ordered = found.in_order(-(-rows // shape[0])) if found is not None else _none()
         if ordered is not None:
@@ -379,7 +409,7 @@ def _chunked(node: Any, column: Column, rows: int, data: FileBytes, userblock: i
                     return DatasetTable(column, rows, shape[0], entries, blocks)
             stored = _stored(decode, skipped)
             return DatasetTable(column, rows, shape[0], entries, source=stored)
-    chunk_rows = _run_rows(column, rows, shape[0])
+    chunk_rows = _run_rows(column, rows, shape[0], whole=shape[1:] == column.row_shape)
     entries = np.zeros(-(-rows // chunk_rows), ENTRY)
     source: Source | None = None
     if not PIPELINE.issuperset(filters):
@@ -398,11 +428,21 @@ _COMPACT = 2**16  # bytes of a header's message
 _STORAGE = {0: _compact, 1: _contiguous, 2: _chunked}  #: by HDF5's classes of layout
 
 
-def _run_rows(column: Column, rows: int, chunk_rows: int) -> int:
+def is_snappy(pipeline: Sequence[Any]) -> bool:
+    """Whether a dataset's filter is Blosc with Snappy, which c-blosc2 comes without."""
+    return any(
+        int(filter["filter_id"]) == BLOSC and tuple(filter["client_data"][6:7]) == (_SNAPPY,)
+        for filter in pipeline
+    )
+
+
+def _run_rows(column: Column, rows: int, chunk_rows: int, *, whole: bool = True) -> int:
     """How many rows are read together from a dataset whose chunks are not read one by one."""
     row_nbytes = max(column.row_nbytes, 1)
-    if chunk_rows * row_nbytes > MAX_CHUNK_BYTES:  # of chunks that are parts of rows
-        chunk_rows = max(_RUN_BYTES // row_nbytes, 1)
+    # Of chunks that are parts of rows many are decoded for one of these.
+    most = MAX_CHUNK_BYTES if whole else _PARTS_BYTES
+    if chunk_rows * row_nbytes > most:
+        chunk_rows = max(min(most, _RUN_BYTES if whole else most) // row_nbytes, 1)
     # A damaged file tells of any number of rows; what is kept for each run of them is bounded.
     chunk_rows *= max(-(-rows // (chunk_rows * _RUNS)), 1)
     if chunk_rows > MAX_CHUNK_BYTES // row_nbytes:
@@ -442,7 +482,7 @@ class _Chunks:
         if len(first) < count or (first != np.arange(count) * self.shape[0]).any():
             return None  # HDF5 takes a chunk that is not there for one of fill values
         # It stores one as it is where an optional filter could make nothing of it.
-        return self.entries[:count], self.masks[:count] != 0
+        return self.entries[:count], self.masks[:count] & 1 != 0
 
 
 def _blocks(

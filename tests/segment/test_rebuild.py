@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import h5py
 import hdf5plugin
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import tables
 
 import raggedstore as rs
+from raggedstore import lazy
+from raggedstore.layout import Column
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.reader import SegmentReader
-from raggedstore.segment.rebuild import rebuild_table
+from raggedstore.segment.rebuild import _run_rows, rebuild_table
 from raggedstore.segment.writer import SegmentWriter
 
 ROWS = 40_000
@@ -219,3 +222,136 @@ def test_bits_of_others_than_pytables_and_floats_of_other_kinds_are_refused(tmp_
             h5py.h5d.create(file.create_group("x").id, b"data", kind, space)
         with pytest.raises(rs.FormatError, match=message):
             rs.open(tmp_path / "x.h5")
+
+
+def with_rows(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x/data", data=np.arange(6), chunks=(4,), compression=1)
+    return path
+
+
+def circle(file: h5py.File) -> None:
+    file["one"], file["other"] = h5py.SoftLink("/other"), h5py.SoftLink("/one")
+
+
+BESIDE = {
+    "a link to another file": lambda f: f.__setitem__("far", h5py.ExternalLink("o.h5", "/x")),
+    "a link": lambda f: f.__setitem__("near", h5py.SoftLink("/x")),
+    "a circle of links": circle,
+    "a dataset of no values": lambda f: f.create_dataset("none", data=h5py.Empty("f4")),
+    "a type": lambda f: f.__setitem__("type", np.dtype("i4")),
+    "records": lambda f: f.create_dataset("r", data=np.zeros(3, [("r", "i2"), ("i", "i2")])),
+    "an enumeration": lambda f: f.create_dataset(
+        "e", (3,), h5py.enum_dtype({"\u00e9": 0, "b": 1}, "i1")
+    ),
+    "an attribute of records": lambda f: f.attrs.create(
+        "a", np.zeros((), [("r", "i2"), ("i", "i2")])
+    ),
+    "an attribute of an enumeration": lambda f: f.attrs.create(
+        "a", 0, dtype=h5py.enum_dtype({"\u00e9": 0, "b": 1}, "i1")
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*not implemented")
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("group", ["/", "/x"])
+def test_what_lies_beside_the_fields_keeps_nobody_from_reading_them(
+    tmp_path: Path, beside: str, group: str
+) -> None:
+    path = with_rows(tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        BESIDE[beside](file)
+    store = rs.open(path, group=group)
+    (name,) = store.schema
+    np.testing.assert_array_equal(store.batch(range(6))[name], np.arange(6))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        {"names": ["r", "i"], "formats": ["<f4", "<f4"], "offsets": [0, 8], "itemsize": 16},
+        {"names": ["r", "i"], "formats": ["<f4", "<f8"], "offsets": [0, 8], "itemsize": 16},
+        {"names": ["r", "i"], "formats": [">f8", "<f8"]},
+        {"names": ["r", "i"], "formats": ["<i2", "<i2"]},
+    ],
+)
+def test_records_that_are_no_complex_numbers_are_not_taken_for_them(
+    tmp_path: Path, dtype: Any
+) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x/data", data=np.ones(4, np.dtype(dtype)))
+    with pytest.raises(rs.FormatError, match="not plain numbers"):
+        rs.open(tmp_path / "x.h5")
+
+
+def test_a_single_value_is_no_field(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x/data"] = 5.0
+    with pytest.raises(rs.FormatError, match="single value"):
+        rs.open(tmp_path / "x.h5")
+
+
+def test_a_committed_datatype_is_refused_as_such(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["type"] = np.dtype("i4")
+        file.create_dataset("x/data", (4,), file["type"])
+    with pytest.raises(rs.FormatError, match="committed datatype"):
+        rs.open(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("mask", [0, 1, 2, 3, 2**31])
+def test_only_the_filters_that_there_are_can_be_skipped(tmp_path: Path, mask: int) -> None:
+    values = np.arange(1000, dtype="i4")
+    plain = hdf5plugin.Blosc2(cname="lz4")
+    with h5py.File(tmp_path / "made.h5", "w") as file:
+        made = file.create_dataset("x", data=values, chunks=(1000,), **plain)
+        frame = made.id.read_direct_chunk((0,))[1]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        data = file.create_dataset("x/data", (1000,), "i4", chunks=(1000,), **plain)
+        data.id.write_direct_chunk((0,), values.tobytes() if mask & 1 else frame, mask)
+
+    got = rs.open(tmp_path / "x.h5").batch(range(1000))["x"]
+    np.testing.assert_array_equal(got, values)
+    with h5py.File(tmp_path / "x.h5") as file:
+        np.testing.assert_array_equal(lazy.adapt(file["x/data"]).compute(), values)
+
+
+def test_blosc_with_snappy_is_left_to_libhdf5(tmp_path: Path) -> None:
+    values = np.arange(40_000, dtype="i4") // 7
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        options = hdf5plugin.Blosc(cname="snappy")
+        file.create_dataset("x/data", data=values, chunks=(10_000,), **options)
+    np.testing.assert_array_equal(rs.open(tmp_path / "x.h5").batch(range(40_000))["x"], values)
+    with h5py.File(tmp_path / "x.h5") as file:
+        np.testing.assert_array_equal(lazy.adapt(file["x/data"]).compute(), values)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_frame_of_nothing_but_nan_is_read(tmp_path: Path, dtype: str) -> None:
+    frame = blosc2.full(5000, np.nan, dtype, chunks=(5000,), blocks=(1000,)).to_cframe()
+    made = blosc2.SChunk(
+        chunksize=5000 * np.dtype(dtype).itemsize, cparams={"typesize": int(dtype[1])}
+    )
+    made.fill_special(5000, blosc2.SpecialValue.NAN)
+    for stored in (frame, made.to_cframe()):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            options = hdf5plugin.Blosc2()
+            data = file.create_dataset("x/data", (5000,), dtype, chunks=(5000,), **options)
+            data.id.write_direct_chunk((0,), stored)
+        assert np.isnan(rs.open(tmp_path / "x.h5").batch(range(5000))["x"]).all()
+
+
+def test_samples_of_others_may_lie_as_they_please(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x/data"] = np.arange(10)
+        file["x/data_start_and_stop"] = np.array([[6, 10], [0, 3], [2, 4]])
+        file["x/data_shape"] = np.array([[4], [3], [2]])
+    store = rs.open(tmp_path / "x.h5", verify=True)
+    assert store.verify().ok and store[1]["x"].tolist() == [0, 1, 2]
+
+
+def test_chunks_of_columns_are_put_together_in_bounded_memory() -> None:
+    column = Column("data", np.dtype("f4"), (200,))
+    assert _run_rows(column, 10**6, 10**6, whole=False) * column.row_nbytes <= 2**26
+    assert _run_rows(column, 10**6, 2000, whole=False) == 2000
