@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from raggedstore import kernel
 from raggedstore.casting import as_array, cast, check_unmasked, fill_value
-from raggedstore.errors import SampleError, UsageError
+from raggedstore.errors import SampleError, SampleTypeError, UsageError
 from raggedstore.indexing import as_position, as_positions, is_single
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ def expand_ranges(starts: Int64s, lengths: Int64s) -> Int64s:
     """The indices ``starts[0] … starts[0] + lengths[0] - 1, starts[1] …`` as one int64 array."""
     offsets = offsets_of(lengths)
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
+
+
+def _in(dtype: np.dtype[Any], array: npt.NDArray[Any], *, by_value: bool) -> npt.NDArray[Any]:
+    """A sample in another dtype, without loss."""
+    if dtype.kind in "biufc":
+        return cast(array, dtype, "a sample", by_value=by_value)
+    try:
+        return array.astype(dtype, casting="same_kind")
+    except TypeError as error:
+        raise SampleTypeError(f"a sample: {error}") from None
 
 
 class RaggedBatch(Sequence[npt.NDArray[Any]]):
@@ -133,13 +143,22 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         SampleTypeError
             A sample does not convert to `dtype` without loss, as a store's fields have it.
         """
-        wanted = None if dtype is None else np.dtype(dtype)
-        arrays = []
+        if not isinstance(samples, Iterable):
+            raise SampleTypeError(f"samples come from an iterable, not {type(samples).__name__}")
+        try:
+            wanted = None if dtype is None else np.dtype(dtype)
+        except TypeError as error:
+            raise UsageError(f"{dtype!r} is no NumPy dtype: {error}") from None
+        arrays, typed = [], []
         for sample in samples:
             array = as_array(sample, "a sample")
+            has_type = (
+                hasattr(sample, "dtype") or array.size > 0
+            )  # that of an empty list is made up
             if wanted is not None:
-                by_value = not hasattr(sample, "dtype")
-                array = cast(array, wanted, "a sample", by_value=by_value)
+                array = _in(wanted, array, by_value=not hasattr(sample, "dtype"))
+            elif has_type:
+                typed.append(array.dtype)
             arrays.append(array)
         dims = {array.ndim for array in arrays} or {1 if ndim is None else ndim}
         if len(dims) > 1:
@@ -147,8 +166,8 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), dims.pop())
         flat = [array.reshape(-1) for array in arrays] or [np.empty(0, wanted)]
         if len({array.dtype for array in flat}) > 1:
-            wanted = np.result_type(*flat)
-            flat = [cast(array, wanted, "a sample", by_value=False) for array in flat]
+            common = np.result_type(*typed)
+            flat = [_in(common, array, by_value=not array.size) for array in flat]
         # Left to itself NumPy gives the native byte order.
         values = np.concatenate(flat, dtype=flat[0].dtype)
         return cls.trusted(values, offsets_of(shapes.prod(axis=1)), shapes)

@@ -21,14 +21,17 @@ __all__ = ["as_array", "cast", "check_unmasked", "fill_value"]
 Array = npt.NDArray[Any]
 
 
-def check_unmasked(value: Any, what: str) -> None:
+_DEEPEST = 64  # as many lists within one another as NumPy makes arrays of
+
+
+def check_unmasked(value: Any, what: str, depth: int = 0) -> None:
     """SampleError where elements are masked, which would be stored as if they were not."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise SampleError(f"{what}: masked elements cannot be stored; fill them first")
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
         for item in value:
             if isinstance(item, (np.ma.MaskedArray, list, tuple)):
-                check_unmasked(item, what)
+                check_unmasked(item, what, depth + 1)
 
 
 def as_array(value: Any, what: str) -> Array:
@@ -93,8 +96,10 @@ def cast(array: Array, dtype: np.dtype[Any], what: str, *, by_value: bool) -> Ar
 def fill_value(value: Any, dtype: np.dtype[Any]) -> Array:
     """`value` in `dtype`; UsageError where that has none like it. Floats may be rounded."""
     try:
-        given = np.asarray(value)
-    except ValueError:
+        given = np.asarray(value, np.float64 if _is_int(value) and dtype.kind in "fc" else None)
+        if dtype.kind not in "biufc":
+            return given.astype(dtype, casting="same_kind")
+    except (TypeError, ValueError, OverflowError):
         given = np.empty(0, object)
     fits = given.dtype.kind in "biufc" and (given.dtype.kind != "c" or dtype.kind == "c")
     if fits:
@@ -107,6 +112,10 @@ def fill_value(value: Any, dtype: np.dtype[Any]) -> Array:
     if not fits:
         raise UsageError(f"{value!r} is no value to fill {dtype} with")
     return made
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _exact(array: Array, converted: Array) -> Array:

@@ -94,6 +94,11 @@ class Samples(ABC):
         return {}
 
     @property
+    def moved(self) -> int:
+        """How many repairs have cut samples out, so that those after them have other positions."""
+        return 0
+
+    @property
     def concurrent(self) -> bool:
         """Whether two threads that read at once are faster than one after the other."""
         return False
@@ -448,12 +453,12 @@ def _ends(given: Any, positions: Positions, what: str) -> Positions:
     return np.broadcast_to(ends.astype(np.int64), positions.shape)
 
 
-def check_not_fewer(samples: Samples, least: int) -> None:
-    """VersionError where samples have gone that there were when a view of them was made."""
-    if len(samples) < least:
+def check_unmoved(samples: Samples, moved: int) -> None:
+    """VersionError where samples have other positions than when a view of them was made."""
+    if samples.moved != moved:
         raise VersionError(
-            f"{samples!r} had {least} samples when this view of it was made: some were lost and "
-            f"cut out by a repair, and others have moved. Make the view anew"
+            f"{samples!r}: since a view of it was made, a repair has cut out samples that were "
+            f"lost, and others have moved. Make the view anew"
         )
 
 
@@ -465,7 +470,7 @@ class Selection(Samples):
     ) -> None:
         self._base = base
         self._positions = positions
-        self._least = len(base)  # which only a repair makes less
+        self._moved = base.moved
         self._schema = base.schema if fields is None else base.schema.only(fields)
 
     @property
@@ -486,16 +491,21 @@ class Selection(Samples):
     def concurrent(self) -> bool:
         return self._base.concurrent
 
+    @property
+    def moved(self) -> int:
+        return self._base.moved
+
     def _of_base(self, positions: Positions) -> Positions:
-        check_not_fewer(self._base, self._least)
+        if self._positions is not None:
+            check_unmoved(self._base, self._moved)
         return positions if self._positions is None else self._positions[positions]
 
     def read(self, name: str, positions: Positions) -> Column:
         return self._base.read(name, self._of_base(positions))
 
     def read_one(self, name: str, position: int) -> Any:
-        check_not_fewer(self._base, self._least)
         if self._positions is not None:
+            check_unmoved(self._base, self._moved)
             position = int(self._positions[position])
         return self._base.read_one(name, position)
 
@@ -555,7 +565,7 @@ class Part(Selection):
             samples appended since.
         """
         version = self.check_grows().refresh()
-        self._least = len(self._base)
+        self._moved = self._base.moved
         self._positions = self._rule.of(self._base)[self._name]
         return version
 
@@ -598,6 +608,7 @@ class Concatenation(Samples):
                 )
         self._parts: list[Samples] = list(parts)
         self._starts = offsets_of([len(part) for part in parts])
+        self._moved = [part.moved for part in parts]
 
     @property
     def schema(self) -> Schema:
@@ -629,9 +640,12 @@ class Concatenation(Samples):
         return f"<Concatenation of {len(self._parts)} parts, {len(self)} samples>"
 
     def _part(self, number: int) -> Samples:
-        part = self._parts[number]
-        check_not_fewer(part, int(self._starts[number + 1] - self._starts[number]))
-        return part
+        check_unmoved(self._parts[number], self._moved[number])
+        return self._parts[number]
+
+    @property
+    def moved(self) -> int:
+        return sum(part.moved for part in self._parts)
 
     def read(self, name: str, positions: Positions) -> Column:
         return self._joined(name, positions, lambda part, local, _: part.read(name, local))

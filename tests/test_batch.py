@@ -452,3 +452,39 @@ def test_a_value_that_the_dtype_lacks_does_not_fill(dtype: str, value: Any) -> N
 def test_a_value_that_it_has_fills(dtype: str, value: Any) -> None:
     batch = rs.RaggedBatch.from_list([np.zeros(1, dtype), np.zeros(2, dtype)])
     np.testing.assert_array_equal(batch.to_padded(value)[0, 1], np.array(value).astype(dtype))
+
+
+def test_samples_of_no_numbers_are_put_together_as_numpy_does() -> None:
+    dates = np.array(["2020-01-01", "2020-01-02"], "M8[D]")
+    assert rs.RaggedBatch.from_list([["a", "bcd"], ["c"]]).values.tolist() == ["a", "bcd", "c"]
+    assert rs.RaggedBatch.from_list([dates, dates[:1]], "M8[s]").dtype == np.dtype("M8[s]")
+    padded = rs.RaggedBatch.from_list([dates, dates[:1]]).to_padded(np.datetime64("NaT"))
+    assert np.isnat(padded[1, 1]) and padded[0, 1] == dates[1]
+    assert rs.RaggedBatch.from_list([["a"], ["b", "c"]]).to_padded("")[0, 1] == ""
+
+
+def test_empty_lists_have_no_type_of_their_own() -> None:
+    batch = rs.RaggedBatch.from_list([[], np.array([2**60 + 1])])
+    assert batch.dtype == np.int64 and batch[1].tolist() == [2**60 + 1]
+    assert rs.RaggedBatch.from_list([[], [1, 2]]).dtype == np.int64
+
+
+def test_large_ints_fill_floats() -> None:
+    batch = rs.RaggedBatch.from_list([np.zeros(1, "f4"), np.zeros(2, "f4")])
+    assert batch.to_padded(10**30)[0, 1] == np.float32(1e30)
+
+
+@pytest.mark.parametrize("samples", [None, 5])
+def test_what_is_no_list_of_samples_is_refused(samples: Any) -> None:
+    with pytest.raises(rs.SampleError):
+        rs.RaggedBatch.from_list(samples)
+    with pytest.raises(rs.UsageError, match="dtype"):
+        rs.RaggedBatch.from_list([[1]], "nothing")
+
+
+def test_lists_too_deep_for_an_array_are_refused() -> None:
+    deep: Any = [1]
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(rs.SampleError, match="not an array"):
+        rs.RaggedBatch.from_list([deep])

@@ -189,7 +189,8 @@ def test_tensors_index_as_arrays_do(store: rs.Store) -> None:
     assert_same(SCHEMA, [store[torch.tensor(3)]], [SAMPLES[3]])
 
 
-def test_views_of_what_a_repair_cut_out_say_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("added", [0, 10, 30])
+def test_views_of_what_a_repair_cut_out_say_so(tmp_path: Path, added: int) -> None:
     store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
     for day in range(3):
         with store.writer() as writer:
@@ -199,9 +200,13 @@ def test_views_of_what_a_repair_cut_out_say_so(tmp_path: Path) -> None:
     damaged = sorted((store.path / "segments").glob("*.h5"))[0]
     damaged.write_bytes(b"")
     rs.open(store.path, "a").repair()
+    with rs.open(store.path, "a").writer() as writer:
+        writer.extend({"i": 100 + i} for i in range(added))
+    rs.open(store.path, "a").compact()
     store.refresh()
 
-    assert len(store) == 20
+    assert len(store) == 20 + added and store.moved == 1
+    assert len(store.select(fields=["i"])["i"][:]) == len(store)
     for view in views:
         for read in (lambda v=view: v[-1], lambda v=view: v.batch([0]), lambda v=view: v["i"][:]):
             with pytest.raises(rs.VersionError, match="repair"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ def save(
     name = _choose(schema, name, suits, suffix)
     value = sample[name]
     play = _rate(sample, rate) if suffix in _SOUNDS else 0
-    with appearing(Path(target), replace=True) as made, storage_errors(Path(target), "be written"):
+    with _in_place_of(target) as made, storage_errors(Path(target), "be written"):
         if suffix in _PICTURES:
             _save_picture(value, target, made)
         elif suffix in _SOUNDS:
@@ -65,6 +68,21 @@ def save(
             with made.open("wb") as file:  # of a name, NumPy would make another
                 np.save(file, value, allow_pickle=False)
     return name
+
+
+@contextmanager
+def _in_place_of(target: str) -> Iterator[Path]:
+    """Where to write what then is at `target`; a pipe or a device is written to as it is."""
+    path = Path(os.path.realpath(target))  # what a link leads to
+    with storage_errors(path, "be looked at"):
+        before = path.stat() if path.exists() else None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        yield path
+        return
+    with appearing(path, replace=True) as made:
+        yield made
+        if before is not None:
+            made.chmod(stat.S_IMODE(before.st_mode))
 
 
 def _choose(

@@ -204,7 +204,12 @@ class Collate:
         tail = extent.shapes[:, 1:].max(axis=0).tolist()
         with suppress(TypeError):  # of what NumPy does not know, such as bfloat16
             value = fill_value(value, arrays[0].new_empty(0, device="cpu").numpy().dtype).item()
-        out = arrays[0].new_full((*self._mask(extent).shape, *tail), value)
+        try:
+            out = arrays[0].new_full((*self._mask(extent).shape, *tail), value)
+        except (OverflowError, RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"{value!r} is no value to fill {arrays[0].dtype} with: {error}"
+            ) from None
         rows = out.swapaxes(0, 1) if self.time_first else out
         for i, array in enumerate(arrays):
             first = rows.shape[1] - len(array) if self.side == "left" else 0

@@ -227,7 +227,8 @@ def appearing(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if not replace and is_there(target):
         raise ConflictError(f"{target} exists already")
-    temporary = target.with_name(f"{TEMPORARY}{os.urandom(6).hex()}-{target.name}")
+    # The end of its name is kept, by which some tell what to write.
+    temporary = target.with_name(f"{TEMPORARY}{os.urandom(6).hex()}{target.suffix[:32]}")
     try:
         yield temporary
         with storage_errors(temporary, "be looked at"):

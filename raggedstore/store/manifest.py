@@ -91,6 +91,8 @@ class Manifest:
     time: str = ""  #: ISO 8601, UTC
     operation: str = "create"  #: "create", "append", "compact", "repair"
     metadata: dict[str, Any] = field(default_factory=dict)
+    #: How many repairs have cut samples out, so that those after them have other positions.
+    moved: int = 0
 
     @property
     def segments(self) -> tuple[SegmentEntry, ...]:
@@ -184,6 +186,7 @@ class Manifest:
                 "lists": [entry.to_json() for entry in self.lists],
                 "segments": [entry.to_json() for entry in self.recent],
                 "metadata": self.metadata,
+                **({"moved": self.moved} if self.moved else {}),
             },
         )
 
@@ -207,6 +210,9 @@ class Manifest:
                 )
             schema = Schema.from_json(value["schema"])
             parent, metadata = value["parent"], value["metadata"]
+            moved = value.get("moved", 0)
+            if type(moved) is not int or moved < 0:
+                raise FormatError("it counts no repairs")
             if not (parent is None or type(parent) is int) or not isinstance(metadata, dict):
                 raise FormatError("its parent is no version, or its metadata no object")
             manifest = cls(
@@ -220,6 +226,7 @@ class Manifest:
                 time=str(value["time"]),
                 operation=str(value["operation"]),
                 metadata=metadata,
+                moved=moved,
             )
             if manifest.samples > MAX_SAMPLES or not 0 <= manifest.version <= MAX_VERSION:
                 raise FormatError(f"{manifest.samples} samples in version {manifest.version}")

@@ -448,7 +448,11 @@ def _replaced(
     if left:
         raise ConflictError("what was damaged was replaced by another process meanwhile")
     return latest.replaced(
-        segments, time=utc_now(), operation="repair", compressions=latest.settled(choices)
+        segments,
+        time=utc_now(),
+        operation="repair",
+        compressions=latest.settled(choices),
+        moved=latest.moved + (sum(entry.samples for entry in segments) < latest.samples),
     )
 
 

@@ -189,6 +189,10 @@ class Store(Samples):
         return self._snapshot.manifest
 
     @property
+    def moved(self) -> int:
+        return self._snapshot.manifest.moved
+
+    @property
     def version(self) -> int:
         """The version that is open."""
         return self.manifest.version

@@ -239,6 +239,7 @@ class Writer:
         self._broken: BaseException | None = None
         self._why_closed = "this writer is closed"
         self._lock = threading.RLock()  # of the sink, and of what became of it
+        self._busy = False  # whether the thread that has the lock is at work on the sink
         _live.add(self)
 
     def __repr__(self) -> str:
@@ -283,24 +284,42 @@ class Writer:
             raise
         with self._lock:  # as `_at_work`, which would take as long as the rest of it
             sink = self._sink
-            if sink is None or self._broken is not None:
-                sink = self._open_sink()
+            if sink is None or self._broken is not None or self._busy:
+                sink = self._idle_sink()
+            self._busy = True
             try:
                 sink.append(parts)
             except BaseException as error:
                 self._fail(error)
                 raise
+            finally:
+                self._busy = False
 
     @contextmanager
     def _at_work(self) -> Iterator[SegmentSink]:
         """The sink, for one thread; where anything fails meanwhile, the writer does."""
         with self._lock:
-            sink = self._open_sink()
+            sink = self._idle_sink()
+            self._busy = True
             try:
                 yield sink
             except BaseException as error:
                 self._fail(error)
                 raise
+            finally:
+                self._busy = False
+
+    def _idle_sink(self) -> SegmentSink:
+        """The sink; UsageError where this thread is in the midst of something with it already.
+
+        A handler of a signal is run by the main thread wherever that is, and the lock lets it in.
+        """
+        if self._busy:
+            raise UsageError(
+                f"{self._root}: this writer was interrupted in the midst of its work: what "
+                f"interrupted it, a signal's handler, say, can't use it"
+            )
+        return self._open_sink()
 
     def extend(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Append the samples of any iterable, one after another as they come.
@@ -367,7 +386,7 @@ class Writer:
             They were adopted already.
         """
         with self._lock:
-            sink = self._open_sink()
+            sink = self._idle_sink()
             check_present(self._root, sealed.entries)
             if not sink.adopted.isdisjoint(entry.file for entry in sealed.entries):
                 raise ConflictError(f"{self._root}: these segments were adopted already")
@@ -407,10 +426,14 @@ class Writer:
         if not isinstance(metadata, (Mapping, NoneType)):
             raise UsageError(f"metadata is a dict of JSON values, got {metadata!r}")
         with self._lock:
-            return self._commit(dict(metadata or {}))
+            sink = self._idle_sink()
+            self._busy = True
+            try:
+                return self._commit(sink, dict(metadata or {}))
+            finally:
+                self._busy = False
 
-    def _commit(self, metadata: dict[str, Any]) -> int:
-        sink = self._open_sink()
+    def _commit(self, sink: SegmentSink, metadata: dict[str, Any]) -> int:
         if metadata:
             self._check(metadata, _ROOM if sink.pending else 0)
         entries: list[SegmentEntry] = []
@@ -462,6 +485,8 @@ class Writer:
         """Drop everything since the last commit and close."""
         with self._lock:
             if self._sink is not None:
+                if self._busy:
+                    self._idle_sink()
                 sink, self._sink = self._sink, None
                 sink.close()
 
@@ -497,7 +522,7 @@ class Writer:
 
     def after_fork(self) -> None:
         """Leave what is being written to the parent: a child can neither commit nor remove it."""
-        self._sink, self._lock = None, threading.RLock()
+        self._sink, self._lock, self._busy = None, threading.RLock(), False
         self._why_closed = "this writer was opened before a fork: open another in this process"
 
 

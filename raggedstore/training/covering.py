@@ -9,7 +9,7 @@ import numpy as np
 
 from raggedstore.errors import UsageError
 from raggedstore.indexing import Positions
-from raggedstore.samples import Concatenation, Growing, Part, Samples, Selection
+from raggedstore.samples import Concatenation, Growing, Part, Samples, Selection, check_unmoved
 from raggedstore.where import is_rule, resolve
 
 __all__ = ["Cover", "check_grows", "parts_of"]
@@ -25,6 +25,10 @@ class _First(Selection):
     def __len__(self) -> int:
         return self._count
 
+    def _of_base(self, positions: Positions) -> Positions:
+        check_unmoved(self._base, self._moved)
+        return positions
+
 
 class Cover:
     """The samples of `base` that `where` lets take part, of as many as there then are.
@@ -35,10 +39,14 @@ class Cover:
     def __init__(self, base: Samples, where: Any, fields: tuple[str, ...] | None) -> None:
         self._base, self._where, self._fields = base, where, fields
         self._positions: Positions | None = None
-        self._asked = 0
+        self._asked, self._moved = 0, base.moved
 
     def first(self, count: int) -> Samples:
         """Those that take part of the first `count` samples."""
+        if self._base.moved != self._moved:
+            if self._where is not None and not is_rule(self._where):
+                check_unmoved(self._base, self._moved)
+            self._positions, self._asked, self._moved = None, 0, self._base.moved
         if self._where is None:
             return _First(self._base, self._fields, count)
         if self._positions is None or (is_rule(self._where) and count > self._asked):
@@ -66,11 +74,14 @@ class Cover:
 def parts_of(samples: Samples) -> str:
     """What tells several stores side by side from others: how many samples each has.
 
-    Where one has more than it had, the samples of those after it have other positions.
+    Where one has more than it had, the samples of those after it have other positions. So they have
+    where a repair has cut some out.
     """
     if isinstance(samples, Selection):
         return parts_of(samples._base)
-    return samples.makeup if isinstance(samples, Concatenation) else ""
+    made = [samples.makeup] if isinstance(samples, Concatenation) else []
+    made += [f"{samples.moved} repairs that lost samples"] if samples.moved else []
+    return ", ".join(made)
 
 
 def check_grows(samples: Samples) -> Growing:

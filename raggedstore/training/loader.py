@@ -263,11 +263,12 @@ class Loader:
 
     def _cover(self, count: int) -> None:
         """Take the first `count` of the samples."""
-        self._count = count
-        self.samples = self._cover_of.first(count)
-        self._measures = Measures(self.samples)
+        samples = self._cover_of.first(count)
+        self._drawn.drawn(len(samples))  # whether its weights are as many
+        self._count, self._moved = count, self._base.moved
+        self.samples = samples
+        self._measures = Measures(samples)
         self._counted: dict[int, int] = {}
-        self._drawn.drawn(len(self.samples))  # whether its weights are as many
 
     def _check(self) -> None:
         schema = self.samples.schema
@@ -633,16 +634,19 @@ class Loader:
         its states.
         """
         check_grows(self._base).refresh()
-        self._newest = len(self._base)
+        newest = len(self._base)
+        count = len(self._cover_of.first(newest))
+        self._drawn.drawn(count)  # or it would be for the next epoch to say
+        self._newest = newest
         self._take_in()
-        return len(self.samples if self._newest is None else self._cover_of.first(self._newest))
+        return count
 
     def _take_in(self) -> None:
         """Cover what was refreshed to, unless an epoch is on: its plan is of what it began with."""
         if self._newest is None or self._progress.begun:
             return
         count, self._newest = self._newest, None
-        if count != self._count:
+        if (count, self._base.moved) != (self._count, self._moved):
             self._cover(count)
             if self._geometry is not None:
                 fresh = self._measure()
@@ -709,7 +713,7 @@ class Loader:
                 f"the state is of {count} samples, and there are only {len(self._base)}: "
                 f"open a newer version"
             )
-        if count != self._count:
+        if (count, self._base.moved) != (self._count, self._moved):
             self._cover(count)
         self.batch.share(self.world_size, geometry["batch"])
         self._geometry = geometry

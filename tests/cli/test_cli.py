@@ -140,6 +140,23 @@ def test_show_saves_under_the_name_it_was_given_or_leaves_what_is_there(run, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["A.NPY", "keep.jpg", "store"]
 
 
+def test_show_saves_into_what_is_there_as_it_is(corpus, run, tmp_path):
+    private, real, link = (tmp_path / name for name in ("p.txt", "r.txt", "l.txt"))
+    private.write_text("mine")
+    private.chmod(0o600)
+    real.write_text("before")
+    link.symlink_to(real)
+    pipe, long = tmp_path / "pipe.txt", tmp_path / ("a" * 250 + ".txt")
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        for target in (private, link, pipe, long):
+            assert run("show", corpus, 2, "--save", target)[0] == 0
+        text = reader.stdout.read()
+
+    assert text.startswith(b"number 2") and text == real.read_bytes() == long.read_bytes()
+    assert private.stat().st_mode & 0o777 == 0o600 and link.is_symlink()
+
+
 def test_what_the_output_cannot_show_is_escaped(corpus):
     for command in ("head", "info", "ls"):
         done = subprocess.run(

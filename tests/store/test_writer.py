@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import resource
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -480,3 +481,34 @@ def test_a_batch_of_what_is_no_list_of_arrays_is_refused(store: rs.Store, value:
         with pytest.raises(rs.SampleError):
             writer.extend_batch(batch)
         assert writer.pending == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
+def test_a_handler_of_a_signal_does_not_come_between_an_append(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8"), "x": rs.Field("i8", (None,))})
+    refused: list[str] = []
+
+    def handler(*_: object) -> None:
+        for use in (lambda: writer.append({"i": -1, "x": [-1]}), writer.commit):
+            try:
+                use()
+            except rs.UsageError as error:
+                refused.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    try:
+        with store.writer() as writer:
+            for i in range(20_000):
+                writer.append({"i": i, "x": np.full(i % 7, i)})
+                if refused and i > 2000:
+                    break
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    read = rs.open(store.path)
+    assert all("interrupted" in message for message in refused)
+    assert [s["i"] for s in read if s["i"] >= 0] == list(range(i + 1))
+    assert all((sample["x"] == sample["i"]).all() for sample in read) and read.verify().ok

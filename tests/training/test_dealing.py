@@ -574,3 +574,45 @@ def test_other_weights_are_another_order(store: rs.Store) -> None:
 
     with pytest.raises(rs.UsageError, match="order"):
         Loader(store, order=Weighted(np.arange(COUNT))).load_state_dict(state)
+
+
+@pytest.mark.parametrize("added", [0, 40])
+def test_a_repair_that_moves_samples_is_noticed(tmp_path: Path, added: int) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
+    for day in range(3):
+        with store.writer() as writer:
+            writer.extend({"i": 20 * day + i} for i in range(20))
+    store.refresh()
+    rule = Loader(store, where="i % 2 == 0", order=Permuted(1), batch=4)
+    listed = Loader(rs.open(store.path), where=[3, 50], batch=1)
+    stays = Loader(rs.open(store.path), order=Permuted(1), batch=4)
+    next(batches := iter(stays))
+    state = json.loads(json.dumps(stays.state_dict()))
+    del batches
+    sorted((store.path / "segments").glob("*.h5"))[0].write_bytes(b"")
+    rs.open(store.path, "a").repair()
+    with rs.open(store.path, "a").writer() as writer:
+        writer.extend({"i": 2 * i + 100} for i in range(added))
+
+    rule.refresh()
+    assert sorted(ids_of(rule)) == [i for i in rs.open(store.path)["i"][:] if i % 2 == 0]
+    with pytest.raises(rs.VersionError, match="repair"):
+        listed.refresh()
+    with pytest.raises(rs.UsageError, match="repairs"):
+        Loader(rs.open(store.path), order=Permuted(1), batch=4).load_state_dict(state)
+
+
+def test_weights_for_other_samples_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(10))
+    loader = Loader(rs.open(store.path), order=Weighted(np.ones(10), seed=1), batch=5)
+    batches = iter(loader)
+    next(batches)
+    with store.writer() as writer:
+        writer.append({"i": 10})
+
+    with pytest.raises(rs.UsageError, match="10 weights"):
+        loader.refresh()
+    assert len(list(batches)) == 1 and len(list(loader)) == 2
+    assert len(loader.samples) == 10 and "10 samples" in repr(loader)
