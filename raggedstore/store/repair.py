@@ -388,7 +388,9 @@ def _write(snapshot: Snapshot, parts: list[_Part], *, progress: bool) -> Manifes
             readable, unreadable = _newest_readable(root, hint)
             with closing(readable):
                 parent = readable.manifest.version
-                return replace(readable.manifest, version=max(parent, *unreadable, 0))
+                manifest, number = readable.manifest, max(parent, *unreadable, 0)
+                # What came in versions that cannot be read is lost, and what comes takes its place.
+                return replace(manifest, version=number, moved=manifest.moved + bool(unreadable))
 
         try:
             return commit(

@@ -314,6 +314,7 @@ def test_behind_a_damaged_manifest_the_newest_readable_one_is_repaired(store: rs
     assert "manifest of version 3 is damaged" in str(report)
     assert stale.version == 4
     fresh = reopen(store, "a", verify=True)
+    assert (fresh.moved, reopen(store, version=1).moved) == (1, 0)  # what is lost makes room
     assert_holds(fresh, [*range(100)])
     # What is not named opens by itself, as the report says.
     single = rs.open(store.path / "segments" / added[0])
