@@ -29,6 +29,10 @@ class _First(Selection):
         check_unmoved(self._base, self._moved)
         return positions
 
+    def read_one(self, name: str, position: int) -> Any:
+        check_unmoved(self._base, self._moved)
+        return self._base.read_one(name, position)
+
 
 class Cover:
     """The samples of `base` that `where` lets take part, of as many as there then are.
