@@ -30,13 +30,19 @@ _SECONDS = 60  # of its processor's time, for one run of rows
 
 #: What the child runs: asked for rows by (start, stop), it answers with their length and bytes.
 _CHILD = """
-import resource, signal, struct, sys
+import os, resource, signal, struct, sys
+plugins = os.environ.get("HDF5_PLUGIN_PATH", "::")
+if plugins != "::":
+    del os.environ["HDF5_PLUGIN_PATH"]
 path, name, memory, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 import numpy, h5py
 try:
     import hdf5plugin
 except ImportError:
     pass
+# Behind the filters of hdf5plugin: netCDF4 sets the path to its own, which h5py cannot use.
+for folder in filter(None, plugins.split(os.pathsep)):
+    h5py.h5pl.append(folder.encode())
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 ask, answer = sys.stdin.buffer, sys.stdout.buffer

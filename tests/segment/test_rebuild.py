@@ -9,6 +9,7 @@ from typing import Any
 import blosc2
 import h5py
 import hdf5plugin
+import netCDF4
 import numpy as np
 import pytest
 import tables
@@ -321,15 +322,23 @@ def test_only_the_filters_that_there_are_can_be_skipped(tmp_path: Path, mask: in
         np.testing.assert_array_equal(lazy.adapt(file["x/data"]).compute(), values)
 
 
-def test_blosc_with_snappy_is_left_to_libhdf5(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugins", [None, "of netCDF4", "/nowhere"])
+def test_blosc_with_snappy_is_left_to_libhdf5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: str | None
+) -> None:
     make = (
         "import h5py, hdf5plugin, numpy, sys; file = h5py.File(sys.argv[1], 'w');"
         "file.create_dataset('x/data', data=numpy.arange(40_000, dtype='i4') // 7,"
         "chunks=(10_000,), **hdf5plugin.Blosc(cname='snappy')); file.close()"
     )
-    # By a process of its own: here other packages have libraries named Blosc too.
+    # By a process of its own: netCDF4 has h5py take its filters, which do not work there.
+    monkeypatch.delenv("HDF5_PLUGIN_PATH", raising=False)
     subprocess.run([sys.executable, "-c", make, str(tmp_path / "x.h5")], check=True)
     values = np.arange(40_000, dtype="i4") // 7
+    if plugins == "of netCDF4":
+        plugins = str(next(Path(netCDF4.__file__).parent.glob("plugins*"), "/nowhere"))
+    if plugins is not None:
+        monkeypatch.setenv("HDF5_PLUGIN_PATH", plugins)
 
     np.testing.assert_array_equal(rs.open(tmp_path / "x.h5").batch(range(40_000))["x"], values)
     with h5py.File(tmp_path / "x.h5") as file:
