@@ -87,17 +87,7 @@ class Spread:
         cls, values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], along: tuple[int, ...]
     ) -> Spread:
         """As `of`, without the values where `absent`, which has their shape."""
-        left = [axis for axis in range(values.ndim) if axis not in along]
-        groups = [values.shape[axis] for axis in left]
-        count = np.asarray(values.size // max(math.prod(groups), 1) - absent.sum(axis=along))
-        with np.errstate(invalid="ignore", over="ignore"):
-            wide = np.where(absent, 0.0, values).astype(np.float64, copy=False)
-            mean = wide.sum(axis=along) / np.maximum(count, 1)
-            wide -= np.expand_dims(mean, along)
-            wide[absent] = 0
-            axes = list(range(values.ndim))
-            squares: Floats = np.asarray(np.einsum(wide, axes, wide, axes, left))  # type: ignore[arg-type]
-        return cls(count, np.asarray(mean), squares)
+        return _spread_of_piece(values, along, absent)
 
     def merge(self, other: Spread) -> Spread:
         """That of the values of both."""
@@ -234,16 +224,27 @@ class Moments:
         return sums
 
 
-def _spread_of_piece(values: npt.NDArray[Any], along: tuple[int, ...]) -> Spread:
-    """That of values that are few enough to be copied."""
-    count = math.prod(values.shape[axis] for axis in along)
+def _spread_of_piece(
+    values: npt.NDArray[Any],
+    along: tuple[int, ...],
+    absent: npt.NDArray[np.bool_] | None = None,
+) -> Spread:
+    """That of values that are few enough to be copied, but for those `absent`."""
+    count: Any = math.prod(values.shape[axis] for axis in along)
     axes = list(range(values.ndim))
     left = [axis for axis in axes if axis not in along]
+    if absent is not None:
+        values = np.where(absent, 0.0, values)
+        count = count - absent.sum(axis=along, keepdims=True)
     with np.errstate(invalid="ignore", over="ignore"):
         wide = values.astype(np.float64)
-        mean = wide.sum(axis=along, keepdims=True) / count
+        mean = wide.sum(axis=along, keepdims=True) / np.maximum(count, 1)
         wide -= mean
+        if absent is not None:
+            wide[absent] = 0
         squares: Floats = np.asarray(np.einsum(wide, axes, wide, axes, left))  # type: ignore[arg-type]
+    if absent is not None:
+        count = count.reshape(squares.shape)
     return Spread(count, mean.reshape(squares.shape), squares)
 
 
@@ -260,25 +261,16 @@ def _layout(extremes: np.dtype[Any]) -> np.dtype[Any]:
 
 def _of_piece(values: npt.NDArray[Any], skipna: bool) -> Moments:
     """Those of (rows, groups) values that are few enough to be copied."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        wide = values.astype(np.float64)
-        count = np.full(wide.shape[1], len(wide), np.int64)
-        absent = np.isnan(wide) if skipna else None
-        if absent is None or not absent.any():
-            absent = None
-            low, high = values.min(axis=0), values.max(axis=0)
-        else:
-            count -= absent.sum(axis=0)
-            low = np.where(absent, np.inf, wide).min(axis=0)
-            high = np.where(absent, -np.inf, wide).max(axis=0)
-            wide[absent] = 0
-        mean = wide.sum(axis=0) / np.maximum(count, 1)
-        wide -= mean
-        if absent is not None:
-            wide[absent] = 0
-        squares = np.einsum("rg,rg->g", wide, wide)
+    absent = np.isnan(values) if skipna else None
+    if absent is None or not absent.any():
+        absent, low, high = None, values.min(axis=0), values.max(axis=0)
+    else:
+        low = np.where(absent, np.inf, values).min(axis=0)
+        high = np.where(absent, -np.inf, values).max(axis=0)
+    spread = _spread_of_piece(values, (0,), absent)
+    count = np.broadcast_to(spread.count, spread.mean.shape).astype(np.int64)
     integer = values.dtype.kind != "f"
     # Also of unsigned: modulo 2**64 they are the same.
     total = values.sum(axis=0, dtype=np.int64) if integer else np.zeros(len(count), np.int64)
     kept = _wide(values.dtype)
-    return Moments(count, mean, squares, low.astype(kept), high.astype(kept), total)
+    return Moments(count, spread.mean, spread.squares, low.astype(kept), high.astype(kept), total)
