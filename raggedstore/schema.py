@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from raggedstore.casting import as_array, cast
 from raggedstore.errors import SampleError, SampleTypeError, SchemaError, UnknownFieldError
+from raggedstore.indexing import is_single
 
 __all__ = ["MAX_DIMENSIONS", "Field", "Schema"]
 
@@ -78,11 +79,7 @@ class Field:
             if size is None:
                 dims.append(None)
                 continue
-            if (
-                isinstance(size, bool)
-                or not hasattr(size, "__index__")
-                or not 0 <= size.__index__() <= _MAX_SIZE
-            ):
+            if not is_single(size) or not 0 <= size.__index__() <= _MAX_SIZE:
                 raise SchemaError(
                     f"a dimension is a non-negative int below 2**63 or None, "
                     f"got {reprlib.repr(size)}"

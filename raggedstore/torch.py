@@ -34,6 +34,10 @@ _Dataset: Any = require("torch.utils.data", "torch").Dataset
 _IterableDataset: Any = require("torch.utils.data", "torch").IterableDataset
 
 _MOST_WORKERS = 1024
+#: What is known of a worker: as of which change of the main process's loader it is; what workers of
+#: one DataLoader have in common; the epoch that they began with; which DataLoader that is, counted;
+#: and the epoch that it began last.
+_CHANGES, _WHOSE, _FIRST, _TURN, _LAST = range(_COLUMNS := 5)
 
 #: A `Collate` without arguments.
 collate = Collate()
@@ -160,12 +164,10 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         self.loader, self.ragged = loader, ragged
         for name, field in loader.samples.schema.items():
             check_torch_dtype(field.dtype, f"field {name!r}")
-        # For each worker, seen by all processes: as of which change of the loader here it is; what
-        # workers of one DataLoader have in common; the epoch that they began with; which DataLoader
-        # that is, counted; and the epoch that it began last. Its copy of the loader ends with it,
-        # when an epoch does, and the next DataLoader may have other numbers of workers.
+        # A row for each worker, seen by all processes: its copy of the loader ends with it, when an
+        # epoch does, and the next DataLoader may have other numbers of workers.
         torch = require("torch", "torch")
-        self._seen = torch.zeros((_MOST_WORKERS, 5), dtype=torch.int64).share_memory_()
+        self._seen = torch.zeros((_MOST_WORKERS, _COLUMNS), dtype=torch.int64).share_memory_()
         self._changes: int | None = None
         self._listed, self._turn = False, 0
         self._phase, self._begun = 0, 0
@@ -218,7 +220,9 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             self._changes = self.loader.changes + 1
             if self._unused is not None and self._unused[0] == self.loader.changes:
                 self.loader.load_state_dict(self._unused[1]["loader"])
-            changes, last, turn, whose, first = (self._seen[:, i].clone() for i in (0, 4, 3, 1, 2))
+            changes, last, turn, whose, first = (
+                self._seen[:, column].clone() for column in (_CHANGES, _LAST, _TURN, _WHOSE, _FIRST)
+            )
             known = changes == self._changes
             mine = int(turn[info.id]) if known[info.id] else -1
             peers = known & (whose == common) & (turn > mine)
@@ -231,19 +235,20 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         epoch = self.loader.epoch
         if not self._listed:
             if not self._turn:  # after a state was loaded here
-                self._turn = 1 + max(
-                    self._seen[self._seen[:, 0] == self._changes, 3].tolist(), default=0
-                )
-            row[2], row[3] = epoch, self._turn
-            row[1] = common
+                known = self._seen[:, _CHANGES] == self._changes
+                self._turn = 1 + max(self._seen[known, _TURN].tolist(), default=0)
+            row[_FIRST], row[_TURN] = epoch, self._turn
+            row[_WHOSE] = common
             self._listed = True
-        row[4] = epoch
-        row[0] = self._changes
+        row[_LAST] = epoch
+        row[_CHANGES] = self._changes
 
     def _last_begun(self, changes: int) -> int | None:
         """The last epoch that workers have begun as of a change of the loader here."""
-        known = self._seen[self._seen[:, 0] == changes]
-        return int(known[known[:, 3] == known[:, 3].max(), 4].max()) if len(known) else None
+        known = self._seen[self._seen[:, _CHANGES] == changes]
+        if not len(known):
+            return None
+        return int(known[known[:, _TURN] == known[:, _TURN].max(), _LAST].max())
 
     def _at(self, epoch: int) -> None:
         """Have the loader at the beginning of an epoch, unless it is in that one already."""

@@ -21,7 +21,7 @@ from raggedstore.errors import (
     UsageError,
     VersionError,
 )
-from raggedstore.indexing import Positions
+from raggedstore.indexing import Positions, is_single
 from raggedstore.moments import Moments
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
@@ -132,7 +132,7 @@ class Store(Samples):
         if mode not in ("r", "a"):
             raise UsageError(f"mode must be 'r' to read or 'a' to write too, got {mode!r}")
         self._path = files.as_path(path).absolute()  # wherever the process goes
-        if version is not None and (isinstance(version, bool) or not hasattr(version, "__index__")):
+        if version is not None and not is_single(version):
             raise UsageError(f"version is the number of one, got {version!r}")
         self._mode = mode
         self._options: dict[str, Any] = {

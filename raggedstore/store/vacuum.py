@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raggedstore.errors import CorruptionError, NotAStoreError, UsageError, VersionError
+from raggedstore.indexing import is_single
 from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
 from raggedstore.store.commit import commits_lock, segments_folder
@@ -49,7 +50,7 @@ def vacuum(root: Path, keep: int) -> list[Path]:
         No version can be read, and nothing was removed; or a manifest or list that stays cannot,
         and loose segments and lists were left, since it may name them.
     """
-    if isinstance(keep, bool) or not hasattr(keep, "__index__") or keep < 1:
+    if not is_single(keep) or keep < 1:
         raise UsageError(f"at least one version must be kept, got keep={keep}")
     check_folders(root)
     newest_version(root)  # or there is no store, and nothing to be locked

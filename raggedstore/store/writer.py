@@ -296,18 +296,25 @@ class Writer:
                 self._busy = False
 
     @contextmanager
-    def _at_work(self) -> Iterator[SegmentSink]:
-        """The sink, for one thread; where anything fails meanwhile, the writer does."""
+    def _taken(self) -> Iterator[SegmentSink]:
+        """The sink, for one thread."""
         with self._lock:
             sink = self._idle_sink()
             self._busy = True
             try:
                 yield sink
+            finally:
+                self._busy = False
+
+    @contextmanager
+    def _at_work(self) -> Iterator[SegmentSink]:
+        """As `_taken`; where anything fails meanwhile, the writer does."""
+        with self._taken() as sink:
+            try:
+                yield sink
             except BaseException as error:
                 self._fail(error)
                 raise
-            finally:
-                self._busy = False
 
     def _idle_sink(self) -> SegmentSink:
         """The sink; UsageError where this thread is in the midst of something with it already.
@@ -425,13 +432,8 @@ class Writer:
         """
         if not isinstance(metadata, (Mapping, NoneType)):
             raise UsageError(f"metadata is a dict of JSON values, got {metadata!r}")
-        with self._lock:
-            sink = self._idle_sink()
-            self._busy = True
-            try:
-                return self._commit(sink, dict(metadata or {}))
-            finally:
-                self._busy = False
+        with self._taken() as sink:
+            return self._commit(sink, dict(metadata or {}))
 
     def _commit(self, sink: SegmentSink, metadata: dict[str, Any]) -> int:
         if metadata:

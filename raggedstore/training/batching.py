@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
-from raggedstore.indexing import stable_order
+from raggedstore.indexing import is_single, stable_order
 from raggedstore.schema import Schema
 from raggedstore.training.keys import Key, shuffled
 from raggedstore.training.picks import Batches, Picks
@@ -147,7 +147,7 @@ _MOST_BUCKETS = 2**16
 
 def at_least(least: int, value: Any, what: str) -> int:
     """`value` as an int; UsageError where it is none, or less than `least`."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+    if not is_single(value):
         raise UsageError(f"{what} must be an int, got {value!r}")
     number = int(value.__index__())
     if number < least:

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
-from raggedstore.indexing import stable_order
+from raggedstore.indexing import is_single, stable_order
 
 __all__ = ["EXACT", "Keys", "check_seed", "derive_key", "hashed", "shuffled"]
 
@@ -47,7 +47,7 @@ _COUNTED = 2**20  # numbers whose parts are counted at a time
 
 def check_seed(seed: Any, *, what: str = "seed") -> int:
     """`seed` as an int of 64 bits; UsageError where it is none."""
-    if isinstance(seed, (bool, np.bool_)) or not hasattr(seed, "__index__"):
+    if not is_single(seed):
         raise UsageError(f"{what} must be an int, got {seed!r}")
     value = int(seed.__index__())
     if not 0 <= value < 2**64:
