@@ -87,7 +87,7 @@ def import_command(folder: str, corpus: str, append: bool, **options: Any) -> in
     file.
 
     It may be interrupted at any time: run it again with --append, and it goes on with the
-    files whose path is not in CORPUS yet.
+    files whose path is not in CORPUS yet, and with the lines of a text that are not.
 
     \b
     Examples:

@@ -128,6 +128,8 @@ def _rate(sample: Mapping[str, Any], rate: int | None) -> int:
 
 
 def _save_picture(value: Any, target: str, made: Path) -> None:
+    if not value.size:
+        raise UsageError(f"{target}: a picture of shape {value.shape} has no pixels")
     picture = require("PIL.Image", "image").fromarray(np.ascontiguousarray(value))
     try:
         picture.save(made)
@@ -139,12 +141,18 @@ def _save_picture(value: Any, target: str, made: Path) -> None:
 
 def _save_sound(value: Any, target: str, made: Path, rate: int) -> None:
     soundfile = require("soundfile", "audio")
-    subtype = _SUBTYPES[value.dtype.name]
-    if Path(target).suffix.lower() == ".flac" and subtype != "PCM_16":
+    subtype, form = _SUBTYPES[value.dtype.name], Path(target).suffix[1:].upper()
+    if form == "FLAC" and subtype != "PCM_16":
         raise UsageError(f"{target}: {value.dtype} would lose something as FLAC: save to .wav")
+    if form == "FLAC" and not len(value):
+        raise UsageError(f"{target}: FLAC holds no sound without values: save to .wav")
     try:
         # It goes by the kind of dtype, and not by the order of its bytes.
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
-        soundfile.write(made, native, rate, subtype=subtype)
+        # By its descriptor: soundfile takes only paths that are UTF-8.
+        with made.open("wb") as file:
+            soundfile.write(
+                file.fileno(), native, rate, subtype=subtype, format=form, closefd=False
+            )
     except soundfile.SoundFileError as error:
-        raise UsageError(str(error).replace(str(made), target)) from error
+        raise UsageError(f"{target}: {getattr(error, 'error_string', error)}") from error

@@ -7,7 +7,9 @@ dtype: integers of narrower files are scaled up to the wider, as libsndfile does
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,10 @@ _HOLDS = {
     "float32": {"i16", "i24", "f32"},
     "float64": {"i16", "i24", "i32", "f32", "f64"},
 }
+# How many bytes of sound a header has, and how many there are where these are others; and from
+# where on it means that who wrote it did not know.
+_SIZES = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN = 2**31 - 2**13
 # Only an estimate of their length stands in the header.
 _LENGTH_UNSURE = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
@@ -65,11 +71,24 @@ class AudioReader:
 
     def probe(self, file: SourceFile) -> tuple[str, int]:
         """What the file's header asks for: the width of its values, its number of channels."""
+        with self._opened(file) as sound:
+            for size, found in _SIZES.findall(sound.extra_info):
+                if int(found) < int(size) < _UNKNOWN:  # libsndfile takes what there is
+                    raise Unreadable(f"cut off: {found} of {size} bytes of sound are there")
+            return _NEEDS.get(sound.subtype, "i16"), sound.channels
+
+    @contextmanager
+    def _opened(self, file: SourceFile) -> Iterator[Any]:
+        """The file as soundfile has it; of what becomes of it, Unreadable says why."""
         try:
-            info = self._soundfile.info(str(file.path))
+            # By its descriptor: soundfile takes only paths that are UTF-8.
+            with (
+                open(file.path, "rb") as source,
+                self._soundfile.SoundFile(source.fileno(), closefd=False) as sound,
+            ):
+                yield sound
         except (self._soundfile.SoundFileError, OSError, RuntimeError, ValueError) as error:
-            raise Unreadable(_reason(error, file)) from error
-        return _NEEDS.get(info.subtype, "i16"), info.channels
+            raise Unreadable(_reason(error)) from error
 
     def take(self, probed: tuple[str, int]) -> None:
         """Count what one file needs into `fields`."""
@@ -104,16 +123,13 @@ class AudioReader:
         self._field = field
 
     def read(
-        self, file: SourceFile, common: Mapping[str, Any], skip: int
+        self, file: SourceFile, common: Mapping[str, Any], held: object
     ) -> Iterable[tuple[list[dict[str, Any]], int]]:
         """The file's one sample, decoded."""
         field = self._field
-        try:
-            with self._soundfile.SoundFile(str(file.path)) as sound:
-                frames, subtype, rate = sound.frames, sound.subtype, sound.samplerate
-                audio = sound.read(dtype=field.dtype.name, always_2d=field.ndim == 2)
-        except (self._soundfile.SoundFileError, OSError, RuntimeError, ValueError) as error:
-            raise Unreadable(_reason(error, file)) from error
+        with self._opened(file) as sound:
+            frames, subtype, rate = sound.frames, sound.subtype, sound.samplerate
+            audio = sound.read(dtype=field.dtype.name, always_2d=field.ndim == 2)
         if len(audio) < frames and subtype not in _LENGTH_UNSURE:
             raise Unreadable(f"ends after {len(audio)} of {frames} frames")
         sample = {"audio": audio, "sample_rate": np.int32(rate), **common}
@@ -128,6 +144,7 @@ def _takes(shape: tuple[int | None, ...], channels: Collection[int]) -> bool:
     )
 
 
-def _reason(error: Exception, file: SourceFile) -> str:
-    """libsndfile's message without the path, which is named anyway."""
-    return str(error).replace(f"Error opening {str(file.path)!r}: ", "") or type(error).__name__
+def _reason(error: Exception) -> str:
+    """What went wrong, without the path, which is named anyway."""
+    said = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return str(said) or type(error).__name__

@@ -8,9 +8,10 @@ anywhere resumes from the paths that the store already holds: no file is lost, n
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,8 +24,9 @@ import numpy as np
 from raggedstore.errors import ConflictError, SampleError, SchemaError, UsageError
 from raggedstore.interop import audio, image, text
 from raggedstore.interop.scan import Skipped, SourceFile, Unreadable, find_files
+from raggedstore.interop.text import HeldLines
 from raggedstore.schema import Field
-from raggedstore.store.files import is_there, storage_errors
+from raggedstore.store.files import as_path, is_there, storage_errors
 from raggedstore.units import parse_bytes
 
 __all__ = ["KINDS", "ImportReport", "Watcher", "import_folder"]
@@ -61,9 +63,9 @@ class Reader(Protocol):
         """Read for a store of this schema; SchemaError if that would lose something."""
 
     def read(
-        self, file: SourceFile, common: Mapping[str, Any], skip: int
+        self, file: SourceFile, common: Mapping[str, Any], held: HeldLines | None
     ) -> Iterable[tuple[list[dict[str, Any]], int]]:
-        """Blocks of samples after the first `skip`, and the bytes of the file they took."""
+        """Blocks of samples but those `held`, and the bytes of the file they took."""
 
 
 class Watcher:
@@ -143,8 +145,9 @@ def import_folder(
     kind
         "audio", "image", "text", or "auto": the one with the most files.
     append
-        Add to the store where there is one, passing over paths that it holds: this resumes an
-        import that was cut off.
+        Add to the store where there is one, passing over paths that it holds, and of text by line
+        over the lines that it holds: this resumes an import that was cut off. A file with other
+        text than the store holds by its path is skipped.
     per
         For text: a sample a "line" or a "file".
     mode
@@ -167,11 +170,13 @@ def import_folder(
     UsageError
         There is nothing to import, or an argument makes no sense.
     """
-    source, target = Path(folder), Path(corpus)
+    source, target = as_path(folder), as_path(corpus)
     watch = watcher if watcher is not None else Watcher()
     limit = parse_bytes(commit_every, what="commit_every")
     if limit < 1:
         raise UsageError("commit_every must be at least 1 byte")
+    if isinstance(suffixes, str):
+        raise UsageError(f"suffixes is a list, such as [{suffixes!r}]")
     taken = frozenset(s.lower() if s.startswith(".") else f".{s.lower()}" for s in suffixes)
     with ExitStack() as stack:
         store = _existing(target, append=append)
@@ -180,7 +185,7 @@ def import_folder(
         kind, files, skipped = _find(source, target, kind, taken, watch)
         report = ImportReport(kind)
         reader = _reader(kind, per=per, mode=mode)
-        held = _held(store)
+        held = _held(store, reader)
         todo = [file for file in files if not (reader.samples_per_file and file.name in held)]
         report.already = len(files) - len(todo)
         for skip in skipped:
@@ -226,13 +231,14 @@ def _is_unborn(target: Path) -> bool:
 def _find(
     source: Path, target: Path, kind: str, suffixes: frozenset[str], watch: Watcher
 ) -> tuple[str, list[SourceFile], list[Skipped]]:
+    wanted = "audio, image or text" if kind == "auto" else kind
     if kind != "auto":
         if kind not in KINDS:
             raise UsageError(f"kind must be one of {', '.join(KINDS)} or auto, got {kind!r}")
         files, skipped = find_files(source, suffixes or KINDS[kind], leave_out=target)
     else:
-        every = suffixes or frozenset().union(*KINDS.values())
-        files, skipped = find_files(source, every, leave_out=target)
+        every = frozenset().union(*KINDS.values())
+        files, skipped = find_files(source, suffixes or every, leave_out=target)
         counts = {name: sum(_is(f.name, own) for f in files) for name, own in KINDS.items()}
         kind = max(counts, key=lambda name: counts[name])
         if files and not counts[kind]:
@@ -240,10 +246,10 @@ def _find(
         for name, count in counts.items():
             if count and name != kind:
                 watch.note(f"{kind} files are imported; {count} {name} files are left out")
-        files = [file for file in files if _is(file.name, KINDS[kind])]
-        skipped = [skip for skip in skipped if _is(skip.name, KINDS[kind])]
+        others = every - KINDS[kind]  # what is of no kind was asked for
+        files = [file for file in files if not _is(file.name, others)]
+        skipped = [skip for skip in skipped if not _is(skip.name, others)]
     if not files and not skipped:
-        wanted = "audio, image or text" if kind == "auto" else kind
         raise UsageError(f"{source}: no {wanted} files in it")
     return kind, files, skipped
 
@@ -260,13 +266,25 @@ def _reader(kind: str, *, per: str, mode: str) -> Reader:
     return text.TextReader(per)
 
 
-def _held(store: Any) -> Counter[str]:
-    """How many samples of each path the store holds."""
-    held: Counter[str] = Counter()
-    if store is not None and "path" in store.schema:
-        paths = store["path"]
-        for start in range(0, len(store), _PATHS_AT_ONCE):
-            held.update(paths[start : start + _PATHS_AT_ONCE])
+def _held(store: Any, reader: Reader) -> dict[str, HeldLines | None]:
+    """The paths that the store holds; of a text by line with the lines that it holds."""
+    held: dict[str, HeldLines | None] = {}
+    if store is None or "path" not in store.schema:
+        return held
+    by_line = not reader.samples_per_file and "line" in store.schema
+    for start in range(0, len(store), _PATHS_AT_ONCE):
+        block = slice(start, start + _PATHS_AT_ONCE)
+        paths = store["path"][block]
+        if not by_line:
+            held.update(dict.fromkeys(paths))
+            continue
+        numbers, at = store["line"].batch(block), 0
+        for path, run in itertools.groupby(paths):
+            count = sum(1 for _ in run)
+            lines = held.setdefault(path, HeldLines(store["text"]))
+            assert lines is not None
+            lines.add(numbers[at : at + count], start + at)
+            at += count
     return held
 
 
@@ -328,7 +346,7 @@ def _write(
     files: list[SourceFile],
     report: ImportReport,
     watch: Watcher,
-    held: Mapping[str, int],
+    held: Mapping[str, HeldLines | None],
     labelled: bool,
     limit: int,
 ) -> None:
@@ -336,7 +354,7 @@ def _write(
 
     def read(file: SourceFile) -> Iterable[tuple[list[dict[str, Any]], int]]:
         common = {"path": file.name, "label": file.label} if labelled else {"path": file.name}
-        return reader.read(file, common, held.get(file.name, 0))
+        return reader.read(file, common, held.get(file.name))
 
     watch.begin("import", len(files), sum(file.nbytes for file in files))
     with store.writer() as writer:

@@ -73,7 +73,7 @@ class ImageReader:
             )
 
     def read(
-        self, file: SourceFile, common: Mapping[str, Any], skip: int
+        self, file: SourceFile, common: Mapping[str, Any], held: object
     ) -> Iterable[tuple[list[dict[str, Any]], int]]:
         """The file's one sample, decoded."""
         try:

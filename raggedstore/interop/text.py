@@ -10,17 +10,19 @@ size when taken by line.
 from __future__ import annotations
 
 import codecs
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from raggedstore.errors import SchemaError, UsageError
 from raggedstore.interop.scan import SourceFile, Unreadable
 from raggedstore.schema import Field
 
-__all__ = ["SUFFIXES", "TextReader"]
+__all__ = ["SUFFIXES", "HeldLines", "TextReader"]
 
 SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".csv", ".tsv", ".jsonl", ".json", ".xml", ".html"}
@@ -29,6 +31,48 @@ SUFFIXES = frozenset(
 _PIECE_BYTES = 1 << 20
 _BLOCK_LINES = 4096
 _BLOCK_BYTES = 4 << 20
+
+
+class HeldLines:
+    """Which lines of a file a store holds, and whether they are those of the file.
+
+    Parameters
+    ----------
+    texts
+        The store's field of text.
+    """
+
+    def __init__(self, texts: Any) -> None:
+        self._texts = texts
+        self._runs: list[tuple[int, int]] = []  # of line numbers
+        self._last = 0, 0  # the last line, and its sample
+
+    def add(self, numbers: npt.NDArray[np.int64], first: int) -> None:
+        """Lines that lie one after another in the store, from sample `first` on."""
+        edges = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
+        for a, b in itertools.pairwise(edges):
+            begin, end = int(numbers[a]), int(numbers[b - 1])
+            if self._runs and self._runs[-1][1] == begin:
+                begin = self._runs.pop()[0]
+            self._runs.append((begin, end + 1))
+            self._last = max(self._last, (end, first + b - 1))
+
+    def missing(self) -> Iterator[tuple[int, int | None]]:
+        """From which line to which none is held; None: to the end."""
+        after = 1
+        for begin, end in sorted(self._runs):
+            if begin > after:
+                yield after, begin
+            after = max(after, end)
+        yield after, None
+
+    def check(self, file: SourceFile) -> None:
+        """Unreadable where the last line that is held is another one in the file."""
+        number, sample = self._last
+        with open(file.path, "rb") as source:
+            line = next(itertools.islice(source, max(number - 1, 0), None), None)
+        if line is None or _text(line) != self._texts[sample]:
+            raise Unreadable(f"line {number} is not what the corpus holds by this path")
 
 
 class TextReader:
@@ -65,13 +109,15 @@ class TextReader:
             raise SchemaError(f"the corpus holds text as {schema['text']}, not as {Field('str')}")
 
     def read(
-        self, file: SourceFile, common: Mapping[str, Any], skip: int
+        self, file: SourceFile, common: Mapping[str, Any], held: HeldLines | None
     ) -> Iterable[tuple[list[dict[str, Any]], int]]:
-        """The file's samples after the first `skip`, in blocks, once all of it was checked."""
+        """The file's samples but those `held`, in blocks, once all of it was checked."""
         try:
             if self._by_line:
                 _check(file)
-                return _lines(file, common, skip)
+                if held is not None:
+                    held.check(file)
+                return _lines(file, common, [(1, None)] if held is None else held.missing())
             text = file.path.read_bytes().decode()
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
@@ -100,15 +146,19 @@ def _check(file: SourceFile) -> None:
 
 
 def _lines(
-    file: SourceFile, common: Mapping[str, Any], skip: int
+    file: SourceFile, common: Mapping[str, Any], runs: Iterable[tuple[int, int | None]]
 ) -> Iterator[tuple[list[dict[str, Any]], int]]:
     block: list[dict[str, Any]] = []
     nbytes = 0
+    ahead = iter(runs)
+    first, end = next(ahead)
     try:
         with open(file.path, "rb") as source:
             for number, line in enumerate(source, start=1):
                 nbytes += len(line)
-                if number > skip:
+                if number == end:
+                    first, end = next(ahead)
+                if number >= first:
                     block.append({"text": _text(line), "line": np.int64(number), **common})
                 if len(block) >= _BLOCK_LINES or nbytes >= _BLOCK_BYTES:
                     yield block, nbytes

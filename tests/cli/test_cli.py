@@ -125,6 +125,27 @@ def test_show_saves_sound_of_any_byte_order(run, tmp_path, dtype):
     np.testing.assert_array_equal(soundfile.read(target, dtype=sound.dtype.name)[0], sound)
 
 
+def test_show_saves_sound_below_a_name_that_is_not_utf8(corpus, run, tmp_path):
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    assert run("show", corpus, 2, "--save", folder / "a.wav")[0] == 0
+    with open(folder / "a.wav", "rb") as file:
+        np.testing.assert_array_equal(soundfile.read(file, dtype="int16")[0], SOUNDS[2])
+    status, _, err = run("show", corpus, 2, "--save", tmp_path / "absent" / "a.wav")
+    assert status and "No such file" in err
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.webp", "a.png"])
+def test_show_refuses_to_save_what_a_format_cannot_hold_nothing_of(run, tmp_path, name):
+    fields = {"audio": rs.Field("int16", (None,)), "image": rs.Field("uint8", (None, None, 3))}
+    with rs.create(tmp_path / "store", fields) as store, store.writer() as writer:
+        writer.append({"audio": [], "image": np.zeros((0, 0, 3), "u1")})
+    target = tmp_path / name
+    status, _, err = run("show", tmp_path / "store", 0, "--save", target, "--rate", 8000)
+    assert status and not target.exists() and len(err.splitlines()) == 1
+    assert run("show", tmp_path / "store", 0, "--save", tmp_path / "a.wav", "--rate", 8000)[0] == 0
+
+
 def test_show_saves_under_the_name_it_was_given_or_leaves_what_is_there(run, tmp_path):
     store = rs.create(tmp_path / "store", {"image": rs.Field("uint8", (None, None, 4))})
     with store, store.writer() as writer:

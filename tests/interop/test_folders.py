@@ -439,3 +439,79 @@ def test_pictures_of_more_than_eight_bits_are_skipped_and_not_saturated(
     report = import_folder(tmp_path / "in", tmp_path / "corpus")
     assert len(rs.open(tmp_path / "corpus")) == 1
     assert "more than 8 bits" in str(report.skipped)
+
+
+def test_lines_lost_to_a_repair_come_back_and_no_line_twice(tmp_path):
+    lines = [f"line {i}" for i in range(1, 9001)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("\n".join(lines))
+    import_folder(tmp_path / "in", tmp_path / "corpus", commit_every="20kB")
+    segments = sorted((tmp_path / "corpus" / "segments").glob("*.h5"), key=os.path.getmtime)
+    assert len(segments) > 2
+    segments[1].unlink()
+    rs.open(tmp_path / "corpus", mode="a").repair()
+    assert 0 < len(rs.open(tmp_path / "corpus")) < len(lines)
+
+    for _ in range(2):
+        import_folder(tmp_path / "in", tmp_path / "corpus", append=True)
+
+    store = rs.open(tmp_path / "corpus")
+    assert sorted(store["line"][:]) == list(range(1, len(lines) + 1))
+    assert all(s["text"] == lines[int(s["line"]) - 1] for s in store)
+
+
+def test_lines_added_to_a_file_are_taken_and_those_of_another_file_of_its_name_are_not(tmp_path):
+    days = {"mon": "1\n2\n", "grown": "1\n2\n3\n", "other": "a\nb\nc\nd\n", "cut": "1"}
+    for day, text in days.items():
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "notes.txt").write_text(text)
+    import_folder(tmp_path / "mon", tmp_path / "corpus")
+
+    assert import_folder(tmp_path / "grown", tmp_path / "corpus", append=True).samples == 1
+    for day in "other", "cut":
+        with pytest.raises(rs.UsageError, match="notes.txt: line 3 is not what the corpus holds"):
+            import_folder(tmp_path / day, tmp_path / "corpus", append=True)
+
+    assert rs.open(tmp_path / "corpus")["text"][:] == ["1", "2", "3"]
+
+
+def test_suffixes_of_no_kind_are_taken_with_those_of_one(tmp_path):
+    for name in "a.wav", "b.wav", "c.dat":
+        write_sound(tmp_path / "in" / "x.wav").rename(tmp_path / "in" / name)
+
+    report = import_folder(tmp_path / "in", tmp_path / "corpus", suffixes=[".wav", "dat"])
+
+    assert (report.kind, report.files) == ("audio", 3)
+    with pytest.raises(rs.UsageError, match="list"):
+        import_folder(tmp_path / "in", tmp_path / "other", suffixes=".wav")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(rs.UsageError, match="audio, image or text"):
+        import_folder(tmp_path / "none", tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "FLAC"])
+def test_recordings_cut_off_are_skipped_and_streamed_ones_are_not(tmp_path, form):
+    root, suffix = tmp_path / "in", "." + form.lower()
+    root.mkdir()
+    values = rng.integers(-9999, 9999, 5000).astype("int16")
+    soundfile.write(root / f"whole{suffix}", values, 8000, format=form, subtype="PCM_16")
+    whole = (root / f"whole{suffix}").read_bytes()
+    (root / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+    if form == "WAV":  # as programs write that send it through a pipe
+        size = whole.index(b"data") + 4
+        streamed = whole[:size] + b"\xff\xff\xff\xff" + whole[size + 4 :]
+        (root / "streamed.wav").write_bytes(streamed)
+
+    report = import_folder(root, tmp_path / "corpus")
+
+    assert names(report) == [f"cut{suffix}"]
+    assert all((s["audio"] == values).all() for s in rs.open(tmp_path / "corpus"))
+
+
+def test_a_folder_whose_name_is_not_utf8_can_be_imported(tmp_path):
+    root = tmp_path / os.fsdecode(b"d\xff")
+    write_sound(tmp_path / "a.wav", frames=10)
+    root.mkdir()
+    (tmp_path / "a.wav").rename(root / "a.wav")
+
+    assert import_folder(root, tmp_path / "corpus").files == 1
