@@ -17,7 +17,7 @@ import numpy.typing as npt
 from raggedstore import kernel
 from raggedstore.casting import as_array, cast, check_unmasked, fill_value
 from raggedstore.errors import SampleError, SampleTypeError, UsageError
-from raggedstore.indexing import as_position, as_positions, is_single
+from raggedstore.indexing import as_position, as_positions, at_least, is_single
 
 if TYPE_CHECKING:
     from raggedstore.interop.tensors import RaggedTensors
@@ -183,6 +183,8 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         SampleError
             A value or a list is null, a sample is no n-dimensional array, or the lists hold
             anything but numbers and bools.
+        UsageError
+            It is no Arrow array.
         """
         from raggedstore.interop import lists
 
@@ -197,6 +199,8 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         SampleError
             A value or a list is None, a sample is no n-dimensional array, or the lists hold
             anything but numbers and bools.
+        UsageError
+            It is no awkward Array.
         """
         from raggedstore.interop import lists
 
@@ -303,13 +307,10 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         ]
 
     def _padded_length(self, multiple_of: int, max_length: int | None) -> int:
-        if multiple_of < 1:
-            raise UsageError(f"multiple_of must be at least 1, got {multiple_of}")
-        if max_length is not None and max_length < 0:
-            raise UsageError(f"max_length must not be negative, got {max_length}")
+        multiple_of = at_least(1, multiple_of, "multiple_of")
         longest = int(self.lengths.max(initial=0))
         if max_length is not None:
-            longest = min(longest, max_length)
+            longest = min(longest, at_least(0, max_length, "max_length"))
         return -(-longest // multiple_of) * multiple_of
 
     def to_padded(
@@ -358,7 +359,11 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         if is_zero:  # pages that stay zero are never touched
             out = np.zeros((*front, *tail), self.dtype)
         else:
-            out = np.full((*front, *tail), value, self.dtype)
+            out = np.empty((*front, *tail), self.dtype)
+            try:
+                out[...] = value
+            except ValueError as error:
+                raise UsageError(f"no values to fill an array of {out.shape}: {error}") from None
         rows = out.swapaxes(0, 1) if time_first else out
         if self.ragged_ndim == 1 and len(self.values) < _TINY * len(self):
             # Tiny samples: one masked assignment for the whole batch, and no loop.

@@ -18,7 +18,15 @@ import numpy.typing as npt
 from raggedstore import kernel
 from raggedstore.errors import KeyTypeError, OutOfRangeError, UsageError
 
-__all__ = ["Positions", "as_position", "as_positions", "is_single", "split_by_part", "stable_order"]
+__all__ = [
+    "Positions",
+    "as_position",
+    "as_positions",
+    "at_least",
+    "is_single",
+    "split_by_part",
+    "stable_order",
+]
 
 Positions = npt.NDArray[np.int64]
 
@@ -32,6 +40,21 @@ def is_single(key: object) -> bool:
     if isinstance(key, np.ndarray):
         return key.ndim == 0 and key.dtype.kind in "iu"
     return hasattr(key, "__index__") and getattr(key, "ndim", 0) == 0  # tensors have it always
+
+
+_MOST = 2**62  # of which the sum of two still is an int64
+
+
+def at_least(least: int, value: Any, what: str) -> int:
+    """`value` as an int; UsageError where it is none, or less than `least`."""
+    if not is_single(value):
+        raise UsageError(f"{what} must be an int, got {value!r}")
+    number = int(value.__index__())
+    if number < least:
+        raise UsageError(f"{what} must be at least {least}, got {number}")
+    if number > _MOST:
+        raise UsageError(f"{what} must be at most 2**62, got {number}")
+    return number
 
 
 def as_position(key: object, length: int, *, what: str = "sample") -> int:

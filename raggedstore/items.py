@@ -89,7 +89,7 @@ class Items(Samples):
         if type(key) is int:
             try:
                 return {name: values[key] for name, values in self._shown}
-            except IndexError:
+            except (IndexError, OverflowError):
                 pass  # said below, in the words of all samples
         elif isinstance(key, slice):
             return self._sliced(key)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch
 from raggedstore.distribution import counts_of
-from raggedstore.errors import UsageError
+from raggedstore.errors import UnknownFieldError, UsageError
 from raggedstore.indexing import Positions
 from raggedstore.moments import Moments, check_real
 from raggedstore.schema import Field
@@ -247,7 +247,11 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, np.array(getattr(self, name), np.float64))
+            try:
+                given = np.array(getattr(self, name), np.float64)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{name} is a number, or an array of them: {error}") from None
+            object.__setattr__(self, name, given)
         if not (np.isfinite(self.mean).all() and (self.std >= 0).all()):
             raise UsageError("a mean must be finite and a deviation not negative, and are not here")
 
@@ -278,6 +282,10 @@ class Normalizer:
         if isinstance(values, Mapping):
             if self.field is None:
                 raise UsageError("a Normalizer that was given no field does not know which to take")
+            if self.field not in values:
+                raise UnknownFieldError(
+                    f"what is to be normalised has no {self.field!r}: {', '.join(map(str, values))}"
+                )
             return {**values, self.field: self(values[self.field])}
         if not isinstance(values, RaggedBatch):
             return self._normal(np.asarray(values))

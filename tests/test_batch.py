@@ -488,3 +488,27 @@ def test_lists_too_deep_for_an_array_are_refused() -> None:
         deep = [deep]
     with pytest.raises(rs.SampleError, match="not an array"):
         rs.RaggedBatch.from_list([deep])
+
+
+@pytest.mark.parametrize("wrong", [2.5, "2", True, -1, 2**63])
+def test_padded_lengths_are_ints(wrong: Any) -> None:
+    batch = rs.RaggedBatch.from_list([[1, 2, 3], [4]])
+    for what in "max_length", "multiple_of":
+        with pytest.raises(rs.UsageError, match=what):
+            batch.to_padded(**{what: wrong})
+        with pytest.raises(rs.UsageError, match=what):
+            batch.mask(**{what: wrong})
+
+
+def test_values_to_fill_with_must_broadcast() -> None:
+    batch = rs.RaggedBatch.from_list([[1, 2, 3], [4]])
+    assert batch.to_padded([7, 8, 9]).tolist() == [[1, 2, 3], [4, 8, 9]]
+    with pytest.raises(rs.UsageError, match="fill"):
+        batch.to_padded([1, 2])
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [[1], [2]], {"a": 1}])
+def test_from_awkward_takes_awkward_arrays_alone(wrong: Any) -> None:
+    pytest.importorskip("awkward")
+    with pytest.raises(rs.UsageError, match="awkward"):
+        rs.RaggedBatch.from_awkward(wrong)

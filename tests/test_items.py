@@ -540,3 +540,10 @@ def test_items_larger_than_the_memory_allowed_stay_on_disk(tmp_path: Path) -> No
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(out.stdout) < 64 * 1024
+
+
+def test_an_int_that_is_too_large_is_out_of_range() -> None:
+    items = rs.Items({"x": np.zeros(3)})
+    for index in 3, 2**63, -(2**70):
+        with pytest.raises(rs.OutOfRangeError):
+            items[index]

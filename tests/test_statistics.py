@@ -367,3 +367,10 @@ def test_unsigned_edges_that_descend_are_refused(store: rs.Store, edges: Any, ax
 def test_edges_may_be_as_far_apart_as_integers_are(store: rs.Store) -> None:
     counts = store["dense"].histogram([-(2**63), 0, 2**63 - 1])
     assert counts.sum() == store["dense"].stats().count
+
+
+def test_what_is_no_normalizer_is_told() -> None:
+    with pytest.raises(rs.UsageError):
+        rs.Normalizer.from_state_dict({"mean": "x", "std": 1, "field": None})
+    with pytest.raises(rs.UnknownFieldError, match="'x'"):
+        rs.Normalizer(0.0, 1.0, "x")({"y": 1})

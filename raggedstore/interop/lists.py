@@ -19,6 +19,7 @@ import numpy.typing as npt
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import SampleError, UsageError
 from raggedstore.extras import require
+from raggedstore.indexing import at_least
 from raggedstore.interop.tensors import native
 
 __all__ = ["from_arrow", "from_awkward", "to_arrow", "to_awkward"]
@@ -29,7 +30,7 @@ Int64s = npt.NDArray[np.int64]
 def _levels(batch: RaggedBatch, ragged_ndim: int | None) -> tuple[list[Int64s], list[int]]:
     """The offsets of each level of ragged lists, outermost first, and the sizes of the fixed."""
     least = batch.ragged_ndim
-    depth = least if ragged_ndim is None else ragged_ndim
+    depth = least if ragged_ndim is None else at_least(0, ragged_ndim, "ragged_ndim")
     if not least <= depth <= batch.ndim:
         raise UsageError(
             f"ragged_ndim lies between {least}, as the samples differ in so many dimensions, and "
@@ -89,6 +90,8 @@ class _Level:
 def from_awkward(array: Any) -> RaggedBatch:
     """As `RaggedBatch.from_awkward`."""
     ak = require("awkward", "awkward")
+    if not isinstance(array, ak.Array):
+        raise UsageError(f"expected an awkward Array, got {type(array).__name__}")
     layout = ak.to_packed(array, highlevel=False)  # whose offsets begin at 0, with nothing unused
     samples = len(layout)
     levels: list[_Level] = []

@@ -50,6 +50,8 @@ Array = npt.NDArray[Any]
 Source = str | os.PathLike[str]
 
 _SCHEMA = "schema.json"
+_MOST_NDIM = 64  # that NumPy's arrays can have
+_MOST_OF_NOTHING = 2**24  # samples without values, which a few bytes could tell any number of
 _FIELD = "data"  #: what the field of a folder or file without a name is called
 
 
@@ -85,9 +87,11 @@ def from_npy(source: Source | Mapping[str, Source], *, mode: str = "r") -> Items
     if mode not in ("r", "c"):
         raise UsageError(f"mode is 'r' to read or 'c' for copy on write, got {mode!r}")
     if isinstance(source, Mapping):
-        return Items({name: _field(Path(path), name, mode) for name, path in source.items()})
-    path = Path(source)
-    if (path / _SCHEMA).is_file():
+        return Items({n: _field(files.as_path(path), n, mode) for n, path in source.items()})
+    path = files.as_path(source)
+    with files.storage_errors(path, "be looked at"):
+        is_written = (path / _SCHEMA).is_file()
+    if is_written:
         return Items(_written(path, mode))
     return Items({_FIELD: _field(path, _FIELD, mode)})
 
@@ -105,7 +109,9 @@ class _Header:
     @classmethod
     def of(cls, path: Path) -> _Header:
         """The header of a file, held against the file's size."""
-        if not path.exists():
+        with files.storage_errors(path, "be looked at"):
+            is_there = path.exists()
+        if not is_there:
             raise NotAStoreError(f"{path}: there is no such file")
         with _opened(path) as file:
             try:
@@ -120,8 +126,9 @@ class _Header:
             except Exception as error:  # a header is Python, and its parsers raise what they like
                 raise FormatError(f"{path}: not a .npy file: {error!s:.200}") from None
             place, size = file.tell(), os.fstat(file.fileno()).st_size
-        if min(shape, default=0) < 0:
-            raise FormatError(f"{path}: not a .npy file: the shape {shape} makes no sense")
+        fits = all(type(n) is int and 0 <= n < 2**63 for n in shape) and len(shape) <= _MOST_NDIM
+        if not fits or (not math.prod(shape) * dtype.itemsize and shape[0] > _MOST_OF_NOTHING):
+            raise FormatError(f"{path}: not a .npy file: the shape {shape!s:.200} makes no sense")
         if dtype.hasobject:
             raise FormatError(f"{path}: holds Python objects, which are never unpickled")
         if size < place + math.prod(shape) * dtype.itemsize:
@@ -152,7 +159,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 def _field(path: Path, name: str, mode: str) -> OnDisk:
     """The samples of one file or folder."""
-    if not path.is_dir():
+    with files.storage_errors(path, "be looked at"):
+        is_file = not path.is_dir()
+    if is_file:
         return on_disk(_Header.of(path).mapped(mode), name)
     with files.storage_errors(path, "be listed"):
         paths = sorted(entry for entry in path.iterdir() if entry.suffix == ".npy")
@@ -246,7 +255,7 @@ def write_npy(path: Source, pieces: Iterable[npt.ArrayLike]) -> tuple[int, ...]:
     UsageError
         There are no pieces.
     """
-    target = Path(path)
+    target = files.as_path(path)
     with files.appearing(target) as temporary:
         ordered = iter(pieces)
         first = next((as_array(piece, "a piece") for piece in ordered), None)
@@ -263,7 +272,7 @@ def write_npy(path: Source, pieces: Iterable[npt.ArrayLike]) -> tuple[int, ...]:
 
 def to_npy(samples: Samples, path: Source, *, progress: bool = False) -> None:
     """As `Samples.to_npy`."""
-    folder = Path(path)
+    folder = files.as_path(path)
     with files.appearing(folder) as temporary:
         with files.storage_errors(folder, "be made"):
             temporary.mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,16 @@ class SingleFile(Samples):
         }
         context = ReadContext(parse_bytes(budget, what="budget"), in_memory=in_memory)
         self._reader = _reader(self._path, context, group=group, checksums=checksums)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the decoded data held."""
+        self._reader.context.cache.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self._path), self._options)

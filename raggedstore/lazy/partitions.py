@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 import dask
@@ -30,8 +31,13 @@ from dask import bag
 from dask.highlevelgraph import HighLevelGraph
 
 from raggedstore.batch import RaggedBatch, offsets_of
-from raggedstore.errors import NotAStoreError, SampleError, SchemaError, UsageError
-from raggedstore.extras import require
+from raggedstore.errors import (
+    MissingExtraError,
+    NotAStoreError,
+    SampleError,
+    SchemaError,
+    UsageError,
+)
 from raggedstore.indexing import Positions
 from raggedstore.layout import DATA
 from raggedstore.samples import FieldView, Samples, Selection
@@ -181,7 +187,13 @@ class _Read:
 
 
 def _awkward(read: _Read, pieces: Sequence[_Piece], field: Field) -> Any:
-    dak = require("dask_awkward", "awkward")
+    try:
+        dak = import_module("dask_awkward")
+    except ImportError as error:  # of no extra: its releases want other versions of Dask
+        raise MissingExtraError(
+            f"form='awkward' needs dask-awkward, which does not import ({error}): "
+            f"pip install dask-awkward"
+        ) from None
     if read.whole or field.kind != "array":
         raise UsageError("form='awkward' is for a field of numbers: take 'batches'")
     nothing = np.zeros([size or 0 for size in field.shape], field.dtype)

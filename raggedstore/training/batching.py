@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
-from raggedstore.indexing import is_single, stable_order
+from raggedstore.indexing import at_least, stable_order
 from raggedstore.schema import Schema
 from raggedstore.training.keys import Key, shuffled
 from raggedstore.training.picks import Batches, Picks
@@ -124,6 +124,9 @@ class Rule(ABC):
         """
         return {}
 
+    def check_geometry(self, geometry: dict[str, Any]) -> None:  # noqa: B027  (most have none)
+        """UsageError, KeyError or TypeError where it is none that `measure` could have given."""
+
     @abstractmethod
     def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
         """The batches of a unit, and what is left over."""
@@ -141,20 +144,7 @@ class Rule(ABC):
         return columns
 
 
-_MOST = 2**62  # of which the sum of two still is an int64
 _MOST_BUCKETS = 2**16
-
-
-def at_least(least: int, value: Any, what: str) -> int:
-    """`value` as an int; UsageError where it is none, or less than `least`."""
-    if not is_single(value):
-        raise UsageError(f"{what} must be an int, got {value!r}")
-    number = int(value.__index__())
-    if number < least:
-        raise UsageError(f"{what} must be at least {least}, got {number}")
-    if number > _MOST:
-        raise UsageError(f"{what} must be at most 2**62, got {number}")
-    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +386,11 @@ class Bucketed(Rule):
         total = np.cumsum(volumes)
         parts = np.arange(1, self.quantiles) * int(total[-1]) // self.quantiles
         return {"edges": np.unique(volumes[np.searchsorted(total, parts)]).tolist()}
+
+    def check_geometry(self, geometry: dict[str, Any]) -> None:
+        if self._has_buckets:
+            for edge in geometry["edges"]:
+                at_least(0, edge, "an edge")
 
     def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
         assert pool.sizes is not None

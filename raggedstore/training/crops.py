@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
+from raggedstore.indexing import at_least
 from raggedstore.schema import Schema
-from raggedstore.training.batching import at_least
 from raggedstore.training.keys import check_seed, derive_key, hashed
 
 __all__ = ["Crop"]

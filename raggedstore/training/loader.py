@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from raggedstore import kernel
 from raggedstore.errors import UsageError
-from raggedstore.indexing import as_position
+from raggedstore.indexing import as_position, at_least
 from raggedstore.samples import Growing, Samples
 from raggedstore.schema import Field
 from raggedstore.training import columns
 from raggedstore.training.ahead import Jobs
-from raggedstore.training.batching import FixedSize, Rule, at_least
+from raggedstore.training.batching import FixedSize, Rule
 from raggedstore.training.columns import Collate
 from raggedstore.training.covering import Cover, check_grows, parts_of
 from raggedstore.training.crops import Crop
@@ -745,8 +745,12 @@ class Loader:
                 if len(picks) and not 0 <= picks.positions.min() <= picks.positions.max() < count:
                     raise UsageError("a state's carried samples are damaged")
             geometry = {name: dict(state["geometry"][name]) for name in ("order", "batch")}
+            self._drawn.check_geometry(geometry["order"], count)
+            self.batch.check_geometry(geometry["batch"])
             begun = bool(state["begun"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UsageError):
+                raise
             raise UsageError(f"this is no state of a loader: {error!r}") from None
         cursor = Cursor(unit, given, left)
         return _Progress(epoch, cursor, batches, begun), count, geometry

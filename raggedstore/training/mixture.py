@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import UsageError
+from raggedstore.indexing import at_least
 from raggedstore.samples import Concatenation, Samples
-from raggedstore.training.batching import at_least
 from raggedstore.training.keys import derive_key
 from raggedstore.training.orders import (
     UNIT_SAMPLES,
@@ -144,6 +144,14 @@ class Mixed(Order):
             window = min(parse_bytes(self._each.window), outlook.window_bytes)
             unit = min(max(1, int(window / shares.sum())), UNIT_SAMPLES)
         return {"unit": unit, "parts": geometries}
+
+    def check_geometry(self, geometry: Geometry, samples: int) -> None:
+        at_least(1, geometry["unit"], "unit")
+        counts = self._mixture.sizes_of_parts.tolist()
+        if len(geometry["parts"]) != len(counts):
+            raise UsageError(f"{len(geometry['parts'])} parts, and {len(counts)} are mixed")
+        for part, count in zip(geometry["parts"], counts, strict=True):
+            self._each.check_geometry(part, count)
 
     def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
         return _MixedUnits(self._each, self._mixture, epoch, geometry)

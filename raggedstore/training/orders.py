@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from raggedstore.batch import expand_ranges
 from raggedstore.errors import UsageError
+from raggedstore.indexing import at_least
 from raggedstore.training.keys import Key, Keys, check_seed, derive_key, hashed, shuffled
 from raggedstore.units import parse_bytes
 
@@ -116,6 +117,10 @@ class Order(ABC):
     def measure(self, outlook: Outlook) -> Geometry:
         """The geometry that suits these samples."""
         return {"unit": _power_of_two(outlook.pool)}
+
+    def check_geometry(self, geometry: Geometry, samples: int) -> None:
+        """UsageError, KeyError or TypeError where it is none that `measure` could have given."""
+        at_least(1, geometry["unit"], "unit")
 
     @abstractmethod
     def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
@@ -244,6 +249,16 @@ class Shuffled(Order):
             "windows": windows,
             "lanes": min(lanes, windows),
         }
+
+    def check_geometry(self, geometry: Geometry, samples: int) -> None:
+        block, windows, lanes = (
+            at_least(1, geometry[name], name) for name in ("block", "windows", "lanes")
+        )
+        if windows > max(samples, 1) or lanes > windows:
+            raise UsageError(
+                f"{lanes} lanes of {windows} windows, of blocks of {block}, are none of {samples} "
+                f"samples"
+            )
 
     def bind(self, samples: int, epoch: int, geometry: Geometry) -> Units:
         return _Windows(samples, geometry, self.seed, epoch)

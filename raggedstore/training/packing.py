@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from raggedstore.batch import RaggedBatch, expand_ranges, offsets_of
 from raggedstore.errors import UsageError
-from raggedstore.indexing import stable_order
+from raggedstore.indexing import at_least, stable_order
 from raggedstore.schema import Schema
-from raggedstore.training.batching import Pool, Rule, at_least
+from raggedstore.training.batching import Pool, Rule
 from raggedstore.training.keys import Key, shuffled
 from raggedstore.training.picks import Batches, Picks
 

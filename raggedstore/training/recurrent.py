@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from raggedstore.batch import expand_ranges
 from raggedstore.errors import UsageError
-from raggedstore.indexing import stable_order
+from raggedstore.indexing import at_least, stable_order
 from raggedstore.schema import Schema
-from raggedstore.training.batching import Pool, Rule, at_least
+from raggedstore.training.batching import Pool, Rule
 from raggedstore.training.packing import check_vectors
 from raggedstore.training.picks import Batches, Picks
 
@@ -95,6 +95,9 @@ class Windowed(Rule):
 
     def measure(self, sizes: Callable[[], Int64s], world_size: int) -> dict[str, Any]:
         return {"streams": self.streams * world_size}
+
+    def check_geometry(self, geometry: dict[str, Any]) -> None:
+        at_least(1, geometry["streams"], "streams")
 
     def share(self, world_size: int, geometry: dict[str, Any]) -> int:
         streams: int = geometry["streams"]

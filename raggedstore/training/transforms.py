@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import SampleTypeError, UsageError
+from raggedstore.indexing import at_least
 from raggedstore.schema import Field, Schema
-from raggedstore.training.batching import Rule, at_least
+from raggedstore.training.batching import Rule
 from raggedstore.training.keys import check_seed, derive_key
 from raggedstore.training.picks import Picks
 from raggedstore.training.workers import Pool, Processes, Threads

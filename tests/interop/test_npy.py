@@ -88,3 +88,40 @@ def test_a_schema_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 def test_errors_of_the_disk_name_the_file_that_was_to_be_made(tmp_path: Path) -> None:
     with pytest.raises(rs.StorageError, match=r"none/x\.npy: could not be made: No such file"):
         rs.write_npy(tmp_path / "none" / "x.npy", [np.zeros(3)])
+
+
+def header(descr: str, shape: object) -> bytes:
+    text = f"{{'descr':'{descr}','fortran_order':False,'shape':{shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape"),
+    [
+        ("<f8", "(0, 9223372036854775808)"),
+        ("|S0", "(9223372036854775807,)"),
+        ("|b1", "(True, 2)"),
+        ("<f8", (1,) * 99),
+        ("<f8", "(1099511627776, 0)"),
+    ],
+)
+def test_headers_that_make_no_sense_are_format_errors(
+    tmp_path: Path, descr: str, shape: object
+) -> None:
+    (tmp_path / "a.npy").write_bytes(header(descr, shape) + bytes(8))
+    for source in tmp_path / "a.npy", tmp_path:
+        with pytest.raises(rs.FormatError):
+            rs.from_npy(source)
+
+
+def test_what_is_no_path_is_told() -> None:
+    items = rs.Items({"x": np.zeros(3)})
+    for path in None, 3, "a\0":
+        with pytest.raises(rs.UsageError):
+            rs.from_npy(path)  # type: ignore[arg-type]
+        with pytest.raises(rs.UsageError):
+            items.to_npy(path)  # type: ignore[arg-type]
+        with pytest.raises(rs.UsageError):
+            rs.write_npy(path, [np.zeros(3)])  # type: ignore[arg-type]
+    with pytest.raises(rs.StorageError):
+        rs.from_npy("x" * 300)

@@ -308,3 +308,9 @@ def test_a_field_of_an_export_opens_by_itself_as_what_it_is_there(tmp_path: Path
         assert alone.schema == rs.Schema({"data": field})
         for got, want in zip(alone["data"][:], store[name][:], strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def test_a_single_file_is_used_in_a_with_block_as_a_store_is(exported: Path) -> None:
+    with rs.open(exported) as samples:
+        first = samples[0]
+    assert first.keys() == samples[0].keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import pickle
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 import raggedstore as rs
 from raggedstore import kernel
 from raggedstore.samples import Samples
-from raggedstore.training import FixedSize, Loader, Permuted, Sequential, Shuffled
+from raggedstore.training import Bucketed, FixedSize, Loader, Order, Permuted, Sequential, Shuffled
 from raggedstore.training import loader as module
 from tests.training.epochs import Between
 
@@ -502,3 +503,26 @@ def test_a_loader_says_what_it_is(store: rs.Store) -> None:
 
     for part in ("203 samples in 3 batches", "audio", "Sequential()", "FixedSize(size=64)", "512"):
         assert part in repr(loader)
+
+
+@pytest.mark.parametrize(
+    ("order", "batch", "wrong"),
+    [
+        (Permuted(0), 4, {"order": {}}),
+        (Permuted(0), 4, {"order": {"unit": 0}}),
+        (Permuted(0), 4, {"order": "x"}),
+        (Shuffled(0), 4, {"order": {"block": 1, "windows": 10**6, "lanes": 1}}),
+        (Shuffled(0), 4, {"order": {"block": 1, "windows": 2, "lanes": None}}),
+        (Sequential(), Bucketed("audio", 4, quantiles=2), {"batch": {"edges": ["a"]}}),
+        (Sequential(), Bucketed("audio", 4, quantiles=2), {"batch": {}}),
+    ],
+)
+def test_a_state_with_a_geometry_that_makes_no_sense_is_refused(
+    store: rs.Store, order: Order, batch: Any, wrong: dict[str, Any]
+) -> None:
+    loader = Loader(store, order=order, batch=batch)
+    state = json.loads(json.dumps(loader.state_dict()))
+    state["geometry"].update(wrong)
+    with pytest.raises(rs.UsageError):
+        loader.load_state_dict(state)
+    assert sum(len(columns["label"]) for columns in loader) == len(store)
