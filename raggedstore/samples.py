@@ -686,7 +686,7 @@ class Concatenation(Samples):
         sizes = self.sizes_of_parts.tolist()
         parts = (
             part if len(part) == size else part.select(slice(size))  # it has grown since
-            for part, size in zip(self._parts, sizes, strict=True)
+            for part, size in zip(map(self._part, range(len(sizes))), sizes, strict=True)
         )
         each = (part.moments(name, axes, skipna=skipna) for part in parts)
         return functools.reduce(Moments.merge, each)

@@ -208,6 +208,11 @@ def test_views_of_what_a_repair_cut_out_say_so(tmp_path: Path, added: int) -> No
     assert len(store) == 20 + added and store.moved == 1
     assert len(store.select(fields=["i"])["i"][:]) == len(store)
     for view in views:
-        for read in (lambda v=view: v[-1], lambda v=view: v.batch([0]), lambda v=view: v["i"][:]):
+        for read in (
+            lambda v=view: v[-1],
+            lambda v=view: v.batch([0]),
+            lambda v=view: v["i"][:],
+            lambda v=view: v["i"].stats(),
+        ):
             with pytest.raises(rs.VersionError, match="repair"):
                 read()

@@ -80,8 +80,9 @@ class SingleFile(Samples):
         self.close()
 
     def close(self) -> None:
-        """Let go of the decoded data held."""
+        """Let go of the decoded data held, and of the file, which reading opens again."""
         self._reader.context.cache.clear()
+        self._reader.context.files.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self._path), self._options)

@@ -18,7 +18,7 @@ import itertools
 import os
 import pickle
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
@@ -28,6 +28,7 @@ import dask
 import numpy as np
 import numpy.typing as npt
 from dask import bag
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from raggedstore.batch import RaggedBatch, offsets_of
@@ -37,12 +38,15 @@ from raggedstore.errors import (
     SampleError,
     SchemaError,
     UsageError,
+    VersionError,
 )
 from raggedstore.indexing import Positions
+from raggedstore.interop.single import SingleFile
 from raggedstore.layout import DATA
-from raggedstore.samples import FieldView, Samples, Selection
+from raggedstore.samples import Concatenation, FieldView, Samples, Selection, check_unmoved
 from raggedstore.schema import Field, Schema
-from raggedstore.store.snapshot import Snapshot
+from raggedstore.store.files import storage_errors
+from raggedstore.store.snapshot import Snapshot, pin
 from raggedstore.store.store import DEFAULT_BUDGET, DEFAULT_SEGMENT, Store, create
 from raggedstore.store.writer import Sealed, Writer
 from raggedstore.units import parse_bytes
@@ -51,6 +55,7 @@ __all__ = ["Written", "field", "write_partitions"]
 
 _MOST_OPEN = 16  # stores and views that a process keeps open
 
+_Made = tuple[str, ...]
 #: Some positions: those of a range, or any.
 _Piece = range | Positions
 
@@ -129,36 +134,72 @@ def _origin(samples: Samples) -> tuple[Samples, Positions | None]:
 
 
 class _Shared:
-    """Samples that each process opens once.
+    """Samples that each process opens once, of the versions that are open here now.
 
-    Here they stay open, so that vacuum leaves their version alone as long as there is a bag.
+    Vacuum leaves those alone as long as there is a bag.
     """
 
     def __init__(self, samples: Samples) -> None:
         self._samples: Samples | None = samples
-        self._pickled: bytes | None = None
+        self._moved = samples.moved
+        stores = [each for each in _leaves(samples) if isinstance(each, Store)]
+        self._pins = [pin(store.path, store.version) for store in stores]
+        # What has no versions is pickled where that is asked for: it may be arrays.
+        self._pickled = pickle.dumps(samples) if stores else None
+        self._made = _made(samples)
 
-    def __getstate__(self) -> tuple[None, bytes]:
+    def __getstate__(self) -> tuple[bytes, _Made]:
         if self._pickled is None:
             self._pickled = pickle.dumps(self._samples)
-        return None, self._pickled
+        return self._pickled, self._made
 
-    def __setstate__(self, state: tuple[None, bytes]) -> None:
+    def __setstate__(self, state: tuple[bytes, _Made]) -> None:
         # Opened when it is read, not here: the scheduler looks at tasks too.
-        self._samples, self._pickled = state
+        self._samples, self._moved, self._pins = None, 0, []
+        self._pickled, self._made = state
 
     def open(self) -> Samples:
         """The samples."""
         if self._samples is None:
             assert self._pickled is not None
-            self._samples = _open(self._pickled)
+            self._samples = _open(self._pickled, self._made)
+            self._moved = self._samples.moved
+        check_unmoved(self._samples, self._moved)
         return self._samples
 
 
 @lru_cache(_MOST_OPEN)
-def _open(pickled: bytes) -> Samples:
+def _open(pickled: bytes, made: _Made) -> Samples:
     samples: Samples = pickle.loads(pickled)
+    if _made(samples) != made:
+        raise VersionError(
+            f"{samples!r} is another one than lay there when this was made of it: make it anew"
+        )
     return samples
+
+
+def _leaves(samples: Samples) -> Iterator[Samples]:
+    """What views are of."""
+    if isinstance(samples, Selection):
+        yield from _leaves(samples._base)
+    elif isinstance(samples, Concatenation):
+        for part in samples._parts:
+            yield from _leaves(part)
+    else:
+        yield samples
+
+
+def _made(samples: Samples) -> _Made:
+    """What tells files from others that come to lie at their paths."""
+    made = []
+    for each in _leaves(samples):
+        if isinstance(each, Store):
+            made.append(each.manifest.time)
+        elif isinstance(each, SingleFile):
+            with storage_errors(each._path, "be looked at"):
+                stat = each._path.stat()
+            made.append(f"{stat.st_size} {stat.st_mtime_ns}")
+    return tuple(made)
 
 
 @dataclass(frozen=True)
@@ -368,7 +409,9 @@ def _sealed(collection: Any, seal: Any, options: dict[str, Any]) -> list[Sealed]
         layer = {(name, i): (seal, key, i) for i, key in enumerate(collection.__dask_keys__())}
         graph = HighLevelGraph.from_collections(name, layer, dependencies=[collection])
         return list(dask.compute(bag.Bag(graph, name, len(layer)), **options)[0])
-    if hasattr(collection, "to_delayed"):
+    if isinstance(collection, Delayed):  # which has any attribute
+        collection = [collection]
+    elif hasattr(collection, "to_delayed"):
         collection = np.ravel(collection.to_delayed()).tolist()
     parts = list(collection) if isinstance(collection, Iterable) else [collection]
     for part in parts:

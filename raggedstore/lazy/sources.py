@@ -39,7 +39,7 @@ from raggedstore.lazy.windows import (
     unique_token,
     view_of,
 )
-from raggedstore.samples import FieldView
+from raggedstore.samples import FieldView, check_unmoved
 from raggedstore.store.store import Store
 
 __all__ = ["adapt", "laid_out"]
@@ -191,12 +191,13 @@ class _FieldSource(Source):
         self.shape = (len(view), *(size or 0 for size in field.shape))
         self.dtype = field.dtype
         self.token = unique_token("field")
-        self._view = view
+        self._view, self._moved = view, view._samples.moved
 
     def __repr__(self) -> str:
         return repr(self._view)
 
     def read(self, window: Window) -> Any:
+        check_unmoved(self._view._samples, self._moved)
         return self._view.batch(window[0])[(slice(None), *window[1:])]
 
     def chunks(self) -> Chunks:

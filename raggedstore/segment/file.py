@@ -83,6 +83,11 @@ class OpenFiles:
                 self._open.move_to_end(path)
             return found
 
+    def clear(self) -> None:
+        """Forget them all; those that are being read from are closed after that."""
+        with self._lock:
+            self._open.clear()
+
     def after_fork(self) -> None:
         """Make the lock new in a forked child; the descriptors are as good there."""
         self._lock = threading.Lock()

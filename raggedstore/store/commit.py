@@ -40,7 +40,14 @@ from raggedstore.segment.table import MAX_BYTES as MAX_INDEX_BYTES
 from raggedstore.segment.writer import SegmentWriter
 from raggedstore.store import files
 from raggedstore.store.lists import SegmentEntry, versions_folder
-from raggedstore.store.manifest import Manifest, is_unpassed, newest, path_of
+from raggedstore.store.manifest import (
+    Manifest,
+    is_unpassed,
+    list_versions,
+    mark_of,
+    newest,
+    path_of,
+)
 
 __all__ = [
     "check_present",
@@ -48,6 +55,7 @@ __all__ = [
     "commits_lock",
     "digest_of",
     "remove_segments",
+    "revive",
     "seal_segment",
     "segments_folder",
     "temporary_segment",
@@ -171,6 +179,27 @@ def _follows(root: Path, version: int) -> Iterator[None]:
         if not is_unpassed(root, version):
             raise ConflictError(f"{root}: version {version} is not the newest any more")
         yield
+
+
+def revive(root: Path) -> None:
+    """Have the highest version for the newest again, where those after it were lost.
+
+    It has then been passed, and what was lost cannot be told from what vacuum removed; but
+    versions are never removed without a newer one to stay.
+    """
+
+    def mark() -> Path | None:
+        versions = list_versions(root)
+        path = mark_of(root, versions[-1]) if versions else None
+        return path if path is not None and files.is_there(path) else None
+
+    if mark() is None:  # as nearly always: nothing is to be written
+        return
+    with no_fork(), closing(commits_lock(root)) as lock:
+        # Nobody commits or removes versions meanwhile.
+        if files.lock_exclusive(lock) and (path := mark()) is not None:
+            with files.storage_errors(path, "be removed"), suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _write_lists(root: Path, made: dict[str, bytes], *, have: set[str]) -> None:

@@ -74,6 +74,8 @@ __all__ = [
 FORMAT_VERSION = 1
 MAX_VERSION = 2**63 - 1
 MAX_SAMPLES = 2**48
+#: How far after a version others are looked for where the next one is missing.
+_GAPS = (*range(2, 17), 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,9 +304,14 @@ def newest_version(root: Path, hint: int | None = None) -> int:
                 raise NotAStoreError(f"{root}: no raggedstore store is here")
             hint = versions[-1]
         version = _climb(root, hint)
-        if is_unpassed(root, version):
+        if is_unpassed(root, version) and not _has_gap(root, version):
             return version
         hint = None
+    if files.is_there(mark_of(root, version)):
+        raise CorruptionError(
+            f"{root}: versions after {version} are lost, and it had been marked as not the newest: "
+            f"`repair` takes it for that; rs.open(path, version={version}) reads it"
+        )
     raise ConflictError(f"{root}: its versions change faster than they can be read")
 
 
@@ -323,6 +330,14 @@ def _climb(root: Path, version: int) -> int:
         else:
             step //= 2
     return version
+
+
+def _has_gap(root: Path, version: int) -> bool:
+    """Whether versions are there after `version`, and the next one is not: it was lost.
+
+    Not all are looked at. Where vacuum has made such a gap `version` has a mark.
+    """
+    return any(files.is_there(path_of(root, version + step)) for step in _GAPS)
 
 
 def newest(root: Path, hint: int | None = None) -> Manifest:

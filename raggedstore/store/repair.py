@@ -55,7 +55,14 @@ from raggedstore.segment.file import FileBytes
 from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.rebuild import rebuild_table, with_checksums
 from raggedstore.store import files
-from raggedstore.store.commit import commit, digest_of, remove_segments, segments_folder, utc_now
+from raggedstore.store.commit import (
+    commit,
+    digest_of,
+    remove_segments,
+    revive,
+    segments_folder,
+    utc_now,
+)
 from raggedstore.store.compaction import copy_samples
 from raggedstore.store.lists import SegmentEntry, read_list
 from raggedstore.store.manifest import Manifest, list_versions, load, newest_version
@@ -194,6 +201,8 @@ def repair(root: Path, *, dry_run: bool = False, progress: bool = False) -> Repa
     ConflictError
         Another process replaced what was to be repaired.
     """
+    if not dry_run:
+        revive(root)
     snapshot, unreadable = _newest_readable(root)
     with closing(snapshot):
         parts = _examine(snapshot, progress=progress)

@@ -106,7 +106,7 @@ class Snapshot(Samples):
         self.root = root
         self.context = context
         check_folders(root)
-        self._pin = _pin(root, version)
+        self._pin = pin(root, version)
         try:
             self.manifest: Manifest = manifest or load(root, version)
         except BaseException:
@@ -316,7 +316,7 @@ def _check_not_removed(root: Path, version: int, error: Exception) -> None:
         ) from error
 
 
-def _pin(root: Path, version: int) -> Descriptor:
+def pin(root: Path, version: int) -> Descriptor:
     """Open a version's manifest and lock it against vacuum; VersionError where it is gone."""
     path = path_of(root, version)
     with files.storage_errors(path, "be opened"):

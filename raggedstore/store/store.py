@@ -173,8 +173,9 @@ class Store(Samples):
         self.close()
 
     def close(self) -> None:
-        """Let go of the version (vacuum may then remove it) and of the decoded data held."""
+        """Let go of the version (vacuum may then remove it), of decoded data and open files."""
         self._snapshot.close()
+        self._snapshot.context.files.clear()
 
     # What it is
 

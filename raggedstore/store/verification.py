@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from raggedstore.errors import CorruptionError, RaggedStoreError
+from raggedstore.errors import CorruptionError, RaggedStoreError, StorageError
 from raggedstore.layout import DATA, SHAPE, SPAN
 from raggedstore.progress import track
 from raggedstore.samples import present
@@ -142,6 +142,8 @@ def _verify_segment(
     try:
         reader = open_segment(snapshot.root, snapshot.manifest, entry, context)
     except RaggedStoreError as error:
+        if isinstance(error, StorageError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise  # a disk that refuses to be read is no damage
         report.faults.append(Fault(name, None, first, f"cannot be opened: {error}"))
         report.damaged += entry.samples
         return

@@ -392,6 +392,8 @@ class Writer:
         ConflictError
             They were adopted already.
         """
+        if not isinstance(sealed, Sealed):
+            raise UsageError(f"what `seal` gave is adopted, not {sealed!r}")
         with self._lock:
             sink = self._idle_sink()
             check_present(self._root, sealed.entries)
@@ -443,6 +445,7 @@ class Writer:
             if not sink.pending and not metadata:
                 return self._manifest.version
             adopted, entries = sink.adopted, sink.take()
+            check_present(self._root, (entry for entry in entries if entry.file in adopted))
             self._manifest = commit(
                 self._root,
                 lambda newest: _without(newest, adopted).appended(

@@ -469,7 +469,7 @@ def test_lines_added_to_a_file_are_taken_and_those_of_another_file_of_its_name_a
 
     assert import_folder(tmp_path / "grown", tmp_path / "corpus", append=True).samples == 1
     for day in "other", "cut":
-        with pytest.raises(rs.UsageError, match="notes.txt: line 3 is not what the corpus holds"):
+        with pytest.raises(rs.UsageError, match="line 3 is not what the corpus holds"):
             import_folder(tmp_path / day, tmp_path / "corpus", append=True)
 
     assert rs.open(tmp_path / "corpus")["text"][:] == ["1", "2", "3"]

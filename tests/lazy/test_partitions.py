@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
+import shutil
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 
 import raggedstore as rs
 from raggedstore import lazy
-from raggedstore.lazy.partitions import _Shared
+from raggedstore.lazy.partitions import _open, _Shared
 
 SCHEMA = {"audio": rs.Field("int16", (None,)), "text": rs.Field("str"), "label": rs.Field("int64")}
 SMALL = rs.Compression(codec="lz4", chunk_bytes=4096, block_bytes=4096)
@@ -469,3 +472,64 @@ def test_a_field_is_a_dask_awkward_array(speech: rs.Store) -> None:
     assert dak.num(array, axis=1).compute().tolist() == speech["audio"].lengths.tolist()
     with pytest.raises(rs.UsageError, match="numbers"):
         lazy.field(speech["text"], form="awkward")
+
+
+def test_what_a_repair_has_moved_is_read_by_no_bag_or_array_made_before(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", SCHEMA)
+    for first in (0, 3, 6):
+        with store.writer() as writer:
+            writer.extend(sample(i) for i in range(first, first + 3))
+    bags = [lazy.field(store["audio"]), lazy.field(store.select([4, 5])), lazy.field(store)]
+    array = lazy.adapt(store["label"])
+    (store.path / "segments" / store.manifest.segments[0].file).unlink()
+    store.repair()
+
+    for made in [*bags, array[3:6]]:
+        with pytest.raises(rs.VersionError, match="repair"):
+            made.compute(scheduler="sync")
+
+
+def test_a_bag_keeps_its_version_though_the_store_goes_on(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", SCHEMA)
+    with store.writer() as writer:
+        writer.extend(sample(i) for i in range(3))
+    made = lazy.field(rs.concat([store, store.select([0])]))
+    with store.writer() as writer:
+        writer.append(sample(3))
+    assert store.vacuum(keep=1)  # version 0
+
+    again = pickle.loads(pickle.dumps(made)).compute(scheduler="sync")
+
+    assert [each["label"] for each in again] == [0, 1, 2, 0]
+    del made
+    _open.cache_clear()
+    gc.collect()
+    store.vacuum(keep=1)
+    with pytest.raises(rs.VersionError):
+        rs.open(store.path, version=1)
+
+
+def test_another_store_at_its_path_is_not_read_by_a_bag(tmp_path: Path) -> None:
+    def make(first: int) -> Any:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        store = rs.create(tmp_path / "store", SCHEMA)
+        with store.writer() as writer:
+            writer.extend(sample(i) for i in range(first, first + 3))
+        return lazy.field(store["text"])
+
+    one = make(0)
+    pickled = pickle.dumps(one)
+    assert pickle.loads(pickled).compute(scheduler="sync")[0] == "number 0"
+    other = make(100)
+
+    assert other.name != one.name
+    assert pickle.loads(pickle.dumps(other)).compute(scheduler="sync")[0] == "number 100"
+    _open.cache_clear()  # as in a process that has not read it before
+    with pytest.raises(rs.VersionError, match="another one"):
+        pickle.loads(pickled).compute(scheduler="sync")
+
+
+def test_one_delayed_is_a_partition(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", SCHEMA)
+    lazy.write_partitions(dask.delayed([sample(0)]), store, scheduler="sync")
+    check(rs.open(store.path), 1)

@@ -10,6 +10,7 @@ import pytest
 
 import raggedstore as rs
 from raggedstore.store import files, lists
+from raggedstore.store.manifest import path_of
 
 STEPS = ["sync_file", "write_file", "rename", "sync_folder", "put", "publish"]
 
@@ -270,3 +271,22 @@ def test_a_link_that_was_made_though_the_answer_was_lost_is_no_conflict(
 
     assert store.versions() == [0, 1, 2]
     assert [a.tolist() for a in store["a"]] == [[1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize("lost", [[2], [3], [2, 3], [1, 2, 3, 4]])
+def test_no_commit_goes_into_the_gap_that_a_lost_manifest_left(
+    store: rs.Store, lost: list[int]
+) -> None:
+    for i in range(5):
+        with store.writer() as writer:
+            writer.append({"a": [i]})
+    newest = store.version
+    old = rs.open(store.path, mode="a", version=lost[0] - 1)
+    for version in lost:
+        path_of(store.path, version).unlink()
+
+    with old.writer() as writer:
+        writer.append({"a": [99]})
+
+    assert old.version == rs.open(store.path).version == newest + 1
+    assert rs.open(store.path)[-1]["a"].tolist() == [99]

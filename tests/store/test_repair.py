@@ -588,3 +588,24 @@ def test_whatever_is_damaged_what_is_kept_is_what_was_written_and_what_reads_is_
                 path.unlink()
         for path, data in before.items():
             path.write_bytes(data)
+
+
+def test_what_is_left_beside_a_lost_newest_manifest_can_be_repaired(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
+    for i in range(4):
+        with store.writer() as writer:
+            writer.append({"i": i})
+    held = rs.open(store.path, version=2)
+    store.vacuum(keep=1)  # which marks 2, and removes 3
+    store.close()
+    path_of(store.path, 4).unlink()
+
+    with pytest.raises(rs.CorruptionError, match="repair"):
+        rs.open(store.path)
+    assert held["i"][:] == [0, 1]
+    repair(store.path)
+
+    with rs.open(store.path, mode="a") as after:
+        with after.writer() as writer:
+            writer.append({"i": 9})
+        assert (after.version, after["i"][:]) == (3, [0, 1, 9])

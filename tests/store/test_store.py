@@ -1,6 +1,7 @@
 """Making, opening and sharing stores."""
 
 import multiprocessing
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,3 +266,26 @@ def test_a_store_stays_the_one_that_was_opened_wherever_the_process_goes(
 
     assert list(store["i"]) == list(single["i"]) == [1, 2]
     assert len(rs.open("one/corpus")) == 2 and len(rs.open("two/corpus")) == 1
+
+
+def test_a_closed_store_has_no_files_open(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
+    for i in range(5):
+        with store.writer() as writer:
+            writer.append({"i": i})
+    store.export(tmp_path / "x.h5")
+
+    def opened() -> list[str]:
+        links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+        found = (os.readlink(link) for link in links if os.path.lexists(link))
+        return [name for name in found if name.endswith(".h5")]
+
+    store.close()
+    for path in store.path, tmp_path / "x.h5":
+        samples = rs.open(path)
+        assert samples["i"][:] == list(range(5))
+        assert opened()
+        samples.close()
+        assert not opened()
+        assert samples["i"][:] == list(range(5))  # which opens them again
+        samples.close()

@@ -512,3 +512,19 @@ def test_a_handler_of_a_signal_does_not_come_between_an_append(tmp_path: Path) -
     assert all("interrupted" in message for message in refused)
     assert [s["i"] for s in read if s["i"] >= 0] == list(range(i + 1))
     assert all((sample["x"] == sample["i"]).all() for sample in read) and read.verify().ok
+
+
+def test_adopted_segments_that_are_gone_are_not_committed(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"i": rs.Field("i8")})
+    writer = store.writer()
+    with rs.open(store.path, mode="a").writer() as other:
+        other.append({"i": 1})
+        sealed = other.seal()
+    writer.adopt(sealed)
+    (store.path / "segments" / sealed.entries[0].file).unlink()
+
+    with pytest.raises(rs.StorageError, match="0 bytes here"):
+        writer.commit()
+    assert rs.open(store.path).version == 0
+    with store.writer() as writer, pytest.raises(rs.UsageError, match="seal"):
+        writer.adopt([sealed])  # type: ignore[arg-type]
