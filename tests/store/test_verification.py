@@ -1,9 +1,11 @@
 """Every fault is found, named, and kept from doing harm elsewhere."""
 
+import errno
 import itertools
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,3 +210,18 @@ def test_checksums_left_out_in_reading_are_verified_all_the_same(store: rs.Store
     assert len(pickle.loads(pickle.dumps(unchecked))["values"]) == COUNT
     with pytest.raises(rs.CorruptionError):
         rs.open(store.path, checksums=False, verify=True)
+
+
+def test_a_disk_that_refuses_to_be_read_is_no_damage(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, real = rs.open(store.path), os.open
+
+    def refusing(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(".h5"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(rs.StorageError, match="Too many open files"):
+        fresh.verify()
