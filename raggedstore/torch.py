@@ -7,7 +7,7 @@ unasked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -161,6 +161,9 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
     def __init__(self, loader: Loader, ragged: Ragged | Mapping[str, Ragged] = "padded") -> None:
         if not isinstance(loader, Loader):
             raise UsageError(f"a LoaderDataset has a Loader, not {type(loader).__name__}")
+        for how in ragged.values() if isinstance(ragged, Mapping) else (ragged,):
+            if not isinstance(how, str) or how not in get_args(Ragged):
+                raise UsageError(f"ragged is one of {', '.join(get_args(Ragged))}, got {how!r}")
         self.loader, self.ragged = loader, ragged
         for name, field in loader.samples.schema.items():
             check_torch_dtype(field.dtype, f"field {name!r}")
@@ -279,7 +282,7 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         """Go on where `state` was taken, in the same worker of as many."""
         try:
             loader, phase, world = state["loader"], int(state["phase"]), int(state["world_size"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UsageError("this is no state of a LoaderDataset") from None
         if world != self.loader.world_size:
             raise UsageError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -126,6 +126,11 @@ class Rule(ABC):
 
     def check_geometry(self, geometry: dict[str, Any]) -> None:  # noqa: B027  (most have none)
         """UsageError, KeyError or TypeError where it is none that `measure` could have given."""
+
+    def check_left(self, left: Picks, geometry: dict[str, Any]) -> None:
+        """UsageError where `plan` could not have left this over: the picks of another rule, say."""
+        if any(column is not None for column in (left.starts, left.stops, left.rows)):
+            raise UsageError("whole samples are left over, and not parts of them")
 
     @abstractmethod
     def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
@@ -352,7 +357,10 @@ class Bucketed(Rule):
         if self.edges is not None:
             if self.quantiles is not None:
                 raise UsageError("buckets have edges or quantiles, not both")
-            edges = tuple(at_least(0, edge, "an edge") for edge in self.edges)
+            given: Any = self.edges
+            if not isinstance(given, Iterable):
+                raise UsageError(f"edges are ints that rise, got {given!r}")
+            edges = tuple(at_least(0, edge, "an edge") for edge in given)
             if any(a >= b for a, b in itertools.pairwise(edges)):
                 raise UsageError(f"edges must rise, got {list(edges)}")
             object.__setattr__(self, "edges", edges)
@@ -389,8 +397,9 @@ class Bucketed(Rule):
 
     def check_geometry(self, geometry: dict[str, Any]) -> None:
         if self._has_buckets:
-            for edge in geometry["edges"]:
-                at_least(0, edge, "an edge")
+            edges = [at_least(0, edge, "an edge") for edge in list(geometry["edges"])]
+            if edges != sorted(set(edges)):
+                raise UsageError(f"edges must rise, got {edges}")
 
     def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
         assert pool.sizes is not None

@@ -13,6 +13,7 @@ from raggedstore.errors import UsageError
 from raggedstore.indexing import at_least
 from raggedstore.schema import Schema
 from raggedstore.training.keys import check_seed, derive_key, hashed
+from raggedstore.training.picks import names_of
 
 __all__ = ["Crop"]
 
@@ -42,10 +43,7 @@ class Crop:
     at: Literal["random", "start", "center", "end"] = "random"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.field, str):
-            object.__setattr__(self, "field", tuple(self.field))
-        if not self.field:
-            raise UsageError("Crop wants the name of a field")
+        object.__setattr__(self, "field", names_of(self.field, "Crop"))
         object.__setattr__(self, "length", at_least(0, self.length, "a crop's length"))
         object.__setattr__(self, "seed", check_seed(self.seed))
         if self.at not in ("random", "start", "center", "end"):

@@ -145,9 +145,10 @@ class Loader:
         "raise", or "skip": a sample that cannot be read, since its data are damaged or the system
         refuses them, or whose transform (see `map`) fails, is set aside and noted in `quarantine`.
         Its batch comes without it, and all others are as they would be. Where what is left is no
-        sample, an empty batch comes, so that processes stay in step; of packed rows those samples'
-        pieces are missing, and of streams a window is empty. What is raised all the same: a field
-        of lengths and places that cannot be read, and whatever else goes wrong.
+        sample, an empty batch comes, so that processes stay in step (after a transform of samples,
+        where none has come through yet, with the store's fields and those declared); of packed rows
+        those samples' pieces are missing, and of streams a window is empty. What is raised all the
+        same: a field of lengths and places that cannot be read, and whatever else goes wrong.
 
     Attributes
     ----------
@@ -215,7 +216,7 @@ class Loader:
         self.rank = at_least(0, rank, "rank")
         if self.rank >= self.world_size:
             raise UsageError(f"rank {rank} of {world_size}: ranks are counted from 0")
-        if even not in (None, "pad", "drop"):
+        if not (even is None or isinstance(even, str)) or even not in (None, "pad", "drop"):
             raise UsageError(f"even is None, 'pad' or 'drop', got {even!r}")
         self.even: Even = even
         self.collate, self.time_first = collate, bool(time_first)
@@ -538,7 +539,8 @@ class Loader:
         For processes that together hand over what one loader would, in turn. Where they have handed
         over `phase` batches before, it is worker ``phase % workers`` that has the first.
         """
-        if not 0 <= worker < workers:
+        worker, phase = at_least(0, worker, "worker"), at_least(0, phase, "phase")
+        if worker >= at_least(1, workers, "workers"):
             raise UsageError(f"worker {worker} of {workers}: workers are counted from 0")
         if not self._ended:
             self._place = _Progress(self._progress.epoch + 1)
@@ -715,8 +717,7 @@ class Loader:
             )
         if (count, self._base.moved) != (self._count, self._moved):
             self._cover(count)
-        self.batch.share(self.world_size, geometry["batch"])
-        self._geometry = geometry
+        self._geometry, self._counted = geometry, {}
         self._rejoined = None
         if progress.batches and state["batches_a_step"] != self.batches_a_step:
             self._rejoined = progress.epoch
@@ -744,9 +745,15 @@ class Loader:
             for picks in left:
                 if len(picks) and not 0 <= picks.positions.min() <= picks.positions.max() < count:
                     raise UsageError("a state's carried samples are damaged")
+                if picks.turns is not None and len(picks) and picks.turns.min() < 0:
+                    raise UsageError("a state's carried samples are damaged")
             geometry = {name: dict(state["geometry"][name]) for name in ("order", "batch")}
             self._drawn.check_geometry(geometry["order"], count)
             self.batch.check_geometry(geometry["batch"])
+            for picks in left:
+                if len(picks):
+                    self.batch.check_left(picks, geometry["batch"])
+            self.batch.share(self.world_size, geometry["batch"])
             begun = bool(state["begun"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UsageError):

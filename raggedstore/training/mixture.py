@@ -69,9 +69,11 @@ class Mixture(Concatenation):
             weights = np.array([float(weight) for weight in parts.values()])
         except (TypeError, ValueError):
             raise UsageError("the weights of a mixture are numbers") from None
-        if not (np.isfinite(weights).all() and (weights > 0).all()):
+        with np.errstate(over="ignore"):
+            whole = weights.sum()
+        if not (np.isfinite(whole) and (weights > 0).all()):
             raise UsageError(f"the weights of a mixture are above 0, got {list(parts.values())}")
-        self.weights: tuple[float, ...] = tuple((weights / weights.sum()).tolist())
+        self.weights: tuple[float, ...] = tuple((weights / whole).tolist())
         for part in parts:
             if not len(part):
                 raise UsageError(f"a mixture can take nothing of {part!r}")

@@ -332,7 +332,10 @@ class Weighted(Order):
         cls, labels: npt.ArrayLike, seed: int = 0, *, count: int | None = None
     ) -> Weighted:
         """Each class equally often: `labels` is the (n,) class of each sample."""
-        array = np.asarray(labels)
+        try:
+            array = np.asarray(labels)
+        except ValueError:
+            raise UsageError("labels hold one class for each sample") from None
         if array.ndim != 1:
             raise UsageError("labels hold one class for each sample")
         _, classes, sizes = np.unique(array, return_inverse=True, return_counts=True)

@@ -21,7 +21,7 @@ from raggedstore.indexing import at_least, stable_order
 from raggedstore.schema import Schema
 from raggedstore.training.batching import Pool, Rule
 from raggedstore.training.keys import Key, shuffled
-from raggedstore.training.picks import Batches, Picks
+from raggedstore.training.picks import Batches, Picks, names_of
 
 __all__ = ["Packed", "PackedRows", "best_fit"]
 
@@ -57,10 +57,7 @@ class Packed(Rule):
     longer: Literal["split", "drop"] = "split"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.field, str):
-            object.__setattr__(self, "field", tuple(self.field))
-        if not self.field:
-            raise UsageError("Packed wants the name of a field")
+        object.__setattr__(self, "field", names_of(self.field, "Packed"))
         object.__setattr__(self, "length", at_least(1, self.length, "a row's length"))
         object.__setattr__(self, "rows", at_least(1, self.rows, "a batch's rows"))
         if self.longer not in ("split", "drop"):
@@ -76,6 +73,13 @@ class Packed(Rule):
 
     def check(self, schema: Schema) -> None:
         check_vectors(self, schema)
+
+    def check_left(self, left: Picks, geometry: dict[str, Any]) -> None:
+        if left.starts is None or left.stops is None or left.rows is not None:
+            raise UsageError("pieces of samples are left over, with starts and stops")
+        lengths = left.stops - left.starts
+        if left.starts.min() < 0 or lengths.min() < 0 or lengths.max() > self.length:
+            raise UsageError(f"pieces of at most {self.length} values are left over")
 
     def plan(self, pool: Pool, geometry: dict[str, Any]) -> tuple[Batches, Picks]:
         pieces = Picks.join([pool.left, self._pieces(pool)])

@@ -12,11 +12,19 @@ import numpy.typing as npt
 from raggedstore.batch import expand_ranges
 from raggedstore.errors import UsageError
 
-__all__ = ["Batches", "Picks"]
+__all__ = ["Batches", "Picks", "names_of"]
 
 Int64s = npt.NDArray[np.int64]
 
 _NONE = np.zeros(0, np.int64)
+
+
+def names_of(fields: Any, what: str) -> str | tuple[str, ...]:
+    """The name of a field, or several, that `what` is of; UsageError where it is none."""
+    names = tuple(fields) if isinstance(fields, (list, tuple)) else (fields,)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UsageError(f"{what} wants the name of a field, or a list of them, got {fields!r}")
+    return names if isinstance(fields, (list, tuple)) else names[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

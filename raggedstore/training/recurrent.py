@@ -23,7 +23,7 @@ from raggedstore.indexing import at_least, stable_order
 from raggedstore.schema import Schema
 from raggedstore.training.batching import Pool, Rule
 from raggedstore.training.packing import check_vectors
-from raggedstore.training.picks import Batches, Picks
+from raggedstore.training.picks import Batches, Picks, names_of
 
 __all__ = ["BEYOND", "Windowed", "first_to_end"]
 
@@ -33,6 +33,7 @@ Int64s = npt.NDArray[np.int64]
 BEYOND = 2**62
 #: From so many streams on it is quicker to deal to several at once.
 _MANY = 64
+_MOST_PROCESSES = 2**16  # that a state can tell of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,7 @@ class Windowed(Rule):
     streams: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.field, str):
-            object.__setattr__(self, "field", tuple(self.field))
-        if not self.field:
-            raise UsageError("Windowed wants the name of a field")
+        object.__setattr__(self, "field", names_of(self.field, "Windowed"))
         object.__setattr__(self, "length", at_least(1, self.length, "a window's length"))
         stride = self.length if self.stride is None else at_least(1, self.stride, "stride")
         if stride > self.length:
@@ -97,7 +95,15 @@ class Windowed(Rule):
         return {"streams": self.streams * world_size}
 
     def check_geometry(self, geometry: dict[str, Any]) -> None:
-        at_least(1, geometry["streams"], "streams")
+        streams = at_least(1, geometry["streams"], "streams")
+        if streams % self.streams or streams > self.streams * _MOST_PROCESSES:
+            raise UsageError(f"{streams} streams, where each process has {self.streams}")
+
+    def check_left(self, left: Picks, geometry: dict[str, Any]) -> None:
+        if left.starts is None or left.rows is None or left.starts.min() < 0:
+            raise UsageError("windows are left over, with starts and rows")
+        if left.rows.min() < 0 or left.rows.max() >= geometry["streams"]:
+            raise UsageError(f"windows of {geometry['streams']} streams are left over")
 
     def share(self, world_size: int, geometry: dict[str, Any]) -> int:
         streams: int = geometry["streams"]

@@ -23,7 +23,21 @@ from hypothesis import strategies as st
 import raggedstore as rs
 from raggedstore import kernel
 from raggedstore.samples import Samples
-from raggedstore.training import Bucketed, FixedSize, Loader, Order, Permuted, Sequential, Shuffled
+from raggedstore.training import (
+    Bucketed,
+    Crop,
+    FixedSize,
+    Loader,
+    Mixture,
+    Order,
+    Packed,
+    Permuted,
+    Sequential,
+    Shuffled,
+    TokenBudget,
+    Weighted,
+    Windowed,
+)
 from raggedstore.training import loader as module
 from tests.training.epochs import Between
 
@@ -526,3 +540,87 @@ def test_a_state_with_a_geometry_that_makes_no_sense_is_refused(
     with pytest.raises(rs.UsageError):
         loader.load_state_dict(state)
     assert sum(len(columns["label"]) for columns in loader) == len(store)
+
+
+@pytest.mark.parametrize(
+    ("batch", "column", "wrong"),
+    [
+        (Packed("audio", 64, rows=3), 1, -5),
+        (Packed("audio", 64, rows=3), 2, 10**6),
+        (Packed("audio", 64, rows=3), 1, None),
+        (Windowed("audio", 8, streams=3), 3, 7),
+        (Windowed("audio", 8, streams=3), 1, -1),
+        (Bucketed("audio", 7), 1, 0),
+        (FixedSize(7), 3, 0),
+    ],
+)
+def test_a_state_with_carried_samples_that_make_no_sense_is_refused(
+    store: rs.Store, batch: Any, column: int, wrong: int | None
+) -> None:
+    loader = Loader(store, order=Permuted(0), batch=batch)
+    state = loader.state_dict()
+    lists = [[3], None, None, None, None]
+    if batch.cuts or isinstance(batch, Packed):
+        lists = [[3], [0], [4], None, None]
+    if isinstance(batch, Windowed):
+        lists = [[3], [0], None, [1], None]
+    loader.load_state_dict({**state, "left": [lists]})
+    lists[column] = None if wrong is None else [wrong]
+    with pytest.raises(rs.UsageError):
+        loader.load_state_dict({**state, "left": [lists]})
+
+
+def test_len_is_that_of_the_state_that_was_loaded(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"a": rs.Field("int16", (None,))})
+    with store.writer() as writer:
+        for n in np.random.default_rng(1).integers(0, 12, 500):
+            writer.append({"a": np.zeros(n, "int16")})
+
+    def make(rank: int, world: int) -> Loader:
+        order, batch = Shuffled(0, window=3000), TokenBudget("a", 20)
+        return Loader(store, order=order, batch=batch, rank=rank, world_size=world, even="drop")
+
+    state = make(0, 2).state_dict()
+    for rank in range(3):
+        loader = make(rank, 3)
+        len(loader)
+        loader.load_state_dict(state)
+        assert len(loader) == sum(1 for _ in loader)
+
+
+def test_a_state_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "store", {"a": rs.Field("int16", (None,))})
+    for count in 100, 20:
+        with store.writer() as writer:
+            writer.extend({"a": np.zeros(4, "int16")} for _ in range(count))
+        if count == 100:
+            state = Loader(rs.open(store.path), batch=Windowed("a", 4, streams=2)).state_dict()
+    loader = Loader(rs.open(store.path), batch=Windowed("a", 4, streams=2), world_size=3)
+
+    with pytest.raises(rs.UsageError, match="divide"):
+        loader.load_state_dict(state)
+
+    assert len(loader.samples) == loader.state_dict()["samples"] == 120
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda store: Crop(None, 3),
+        lambda store: Crop([], 3),
+        lambda store: Packed(5, 3),
+        lambda store: Windowed(["audio", 5], 3),
+        lambda store: Bucketed("audio", 3, edges=5),
+        lambda store: Bucketed("audio", 3, edges="12"),
+        lambda store: Weighted.balanced([[1], [2, 3]]),
+        lambda store: Mixture({store: 1e308, store.select([1]): 1e308}),
+        lambda store: Loader(store, even=np.array([1, 2])),
+        lambda store: Loader(store).iterate("a", 2),
+        lambda store: Loader(store).iterate(0.5, 2),
+        lambda store: Loader(store).iterate(0, 2, phase=0.5),
+        lambda store: Loader(store).iterate(2, 2),
+    ],
+)
+def test_arguments_that_make_no_sense_are_usage_errors(store: rs.Store, wrong: Any) -> None:
+    with pytest.raises(rs.UsageError):
+        wrong(store)

@@ -296,3 +296,13 @@ def test_windows_of_streams_come_as_time_first_tensors(store: rs.Store) -> None:
     for batch in LoaderDataset(loader):
         assert batch["a"].shape[1] == 3 and batch["a"].shape[0] in (0, 4)
         assert batch["reset"].dtype == torch.bool
+
+
+def test_what_is_no_way_to_give_tensors_or_no_state_is_told(store: rs.Store) -> None:
+    loader = Loader(store, batch=4)
+    for ragged in 5, "pad", {"audio": None}:
+        with pytest.raises(rs.UsageError, match="ragged"):
+            LoaderDataset(loader, ragged)
+    with pytest.raises(rs.UsageError):
+        state = {"loader": {}, "phase": float("inf"), "world_size": 1}
+        LoaderDataset(loader).load_state_dict(state)
