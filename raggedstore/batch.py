@@ -115,7 +115,9 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
                 raise SampleError(f"shapes must be integers, not {shape_rows.dtype}")
             shape_rows = shape_rows.astype(np.int64)
             # In int64 the product could wrap round to a likely size; as a float it is inexact only.
-            vast = np.prod(shape_rows, axis=1, dtype=np.float64) >= 2**62
+            # Nor can an array have any shape where one of its dimensions is 0.
+            least = np.maximum(shape_rows, 1).prod(axis=1, dtype=np.float64)
+            vast = least * max(array.itemsize, 2) >= 2.0**63
             sizes = shape_rows.prod(axis=1)
             if (shape_rows < 0).any() or vast.any() or (sizes != np.diff(where)).any():
                 raise SampleError("shapes do not multiply to the number of values between offsets")
@@ -147,7 +149,7 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
             raise SampleTypeError(f"samples come from an iterable, not {type(samples).__name__}")
         try:
             wanted = None if dtype is None else np.dtype(dtype)
-        except TypeError as error:
+        except (TypeError, ValueError, SyntaxError) as error:
             raise UsageError(f"{dtype!r} is no NumPy dtype: {error}") from None
         arrays, typed = [], []
         for sample in samples:
@@ -160,13 +162,18 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
             elif has_type:
                 typed.append(array.dtype)
             arrays.append(array)
-        dims = {array.ndim for array in arrays} or {1 if ndim is None else ndim}
+        dims = {a.ndim for a in arrays} or {1 if ndim is None else at_least(0, ndim, "ndim")}
         if len(dims) > 1:
             raise SampleError(f"samples of one batch must agree in dimensions, got {sorted(dims)}")
         shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), dims.pop())
         flat = [array.reshape(-1) for array in arrays] or [np.empty(0, wanted)]
         if len({array.dtype for array in flat}) > 1:
-            common = np.result_type(*typed)
+            try:
+                common = np.result_type(*typed)
+            except TypeError as error:
+                raise SampleTypeError(
+                    f"samples of one batch have no dtype for all: {error}"
+                ) from None
             flat = [_in(common, array, by_value=not array.size) for array in flat]
         # Left to itself NumPy gives the native byte order.
         values = np.concatenate(flat, dtype=flat[0].dtype)
@@ -311,7 +318,10 @@ class RaggedBatch(Sequence[npt.NDArray[Any]]):
         longest = int(self.lengths.max(initial=0))
         if max_length is not None:
             longest = min(longest, at_least(0, max_length, "max_length"))
-        return -(-longest // multiple_of) * multiple_of
+        length = -(-longest // multiple_of) * multiple_of
+        if length * len(self) * self.dtype.itemsize >= 2**63:
+            raise UsageError(f"{len(self)} samples padded to {length} are too many for any memory")
+        return length
 
     def to_padded(
         self,

@@ -123,6 +123,8 @@ class Items(Samples):
         """
         fields = dict(self._fields)
         for other in others:
+            if not isinstance(other, Items):
+                raise UsageError(f"Items are put beside Items, not {type(other).__name__}")
             twice = [name for name in other._fields if name in fields]
             if twice:
                 raise UsageError(f"more than one has a field {', '.join(map(repr, twice))}")

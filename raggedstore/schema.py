@@ -57,7 +57,7 @@ class Field:
     def __init__(self, dtype: Any, shape: Sequence[int | None] = ()) -> None:
         kind = _TEXT.get(dtype, "array") if isinstance(dtype, (str, type)) else "array"
         if kind != "array":
-            if shape not in ((), (None,), [], [None]):
+            if not isinstance(shape, (tuple, list)) or tuple(shape) not in ((), (None,)):
                 raise SchemaError(f"a {kind!r} field takes no shape, got {shape!r}")
             resolved, shape = np.dtype("uint8"), (None,)
         else:

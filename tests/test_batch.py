@@ -512,3 +512,22 @@ def test_from_awkward_takes_awkward_arrays_alone(wrong: Any) -> None:
     pytest.importorskip("awkward")
     with pytest.raises(rs.UsageError, match="awkward"):
         rs.RaggedBatch.from_awkward(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: rs.RaggedBatch.from_list([[1]], dtype="i4,("),
+        lambda: rs.RaggedBatch.from_list([], ndim=-1),
+        lambda: rs.RaggedBatch.from_list([np.array(["2020"], "M8[D]"), np.array([1])]),
+        lambda: rs.RaggedBatch.from_list([[1]]).mask(multiple_of=2**62),
+        lambda: rs.RaggedBatch.from_list([[1]]).to_padded(multiple_of=2**62),
+        lambda: rs.Items({"a": np.zeros(2)}).zip(1),  # type: ignore[arg-type]
+        lambda: rs.Compression(filters=None),  # type: ignore[arg-type]
+        lambda: rs.Compression(codec=["zstd"]),  # type: ignore[arg-type]
+        lambda: rs.Field("str", np.array([3, 4])),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_that_make_no_sense_are_errors_of_ours(wrong: Any) -> None:
+    with pytest.raises(rs.RaggedStoreError):
+        wrong()

@@ -86,10 +86,12 @@ class Compression:
         numbers = (self.level, self.chunk_bytes, self.block_bytes, self.item_bytes)
         if any(type(number) is not int for number in numbers):
             raise UsageError("level, chunk_bytes, block_bytes and item_bytes are ints")
-        if self.codec not in _CODECS:
+        if not isinstance(self.codec, str) or self.codec not in _CODECS:
             raise UsageError(f"codec must be one of {', '.join(_CODECS)}, got {self.codec!r}")
         if not 0 <= self.level <= 9:
             raise UsageError(f"level must be 0 to 9, got {self.level}")
+        if not isinstance(self.filters, (list, tuple)):
+            raise UsageError(f"filters are a tuple of names, got {self.filters!r}")
         object.__setattr__(self, "filters", tuple(self.filters))
         for name in self.filters:
             if name not in _FILTERS:

@@ -18,6 +18,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from raggedstore.errors import RaggedStoreError
 
 __all__ = ["BITS", "parse"]
@@ -46,6 +48,8 @@ _OURS = b"raggedstore"  # which our own attributes begin with
 #: Of IEEE 754's floats of so many bits: where the exponent lies and how many bits it has, and the
 #: mantissa; and what is added to the exponent.
 _IEEE = {16: (10, 5, 0, 10, 15), 32: (23, 8, 0, 23, 127), 64: (52, 11, 0, 52, 1023)}
+#: What a longdouble is where it has 80 bits in 16 bytes: its sign, of how many bits, and the same.
+_X87 = (79, 0, 80, 64, 15, 0, 64, 16383)
 
 
 def _mends(place: str) -> Callable[[Original], Original]:
@@ -60,6 +64,9 @@ def _mends(place: str) -> Callable[[Original], Original]:
 
 @cache
 def _mend() -> None:
+    from pyfive.p5t import complex_dtype_map
+
+    complex_dtype_map.update({"<f16": "<c32", ">f16": ">c32"})
     for place, mended in _MENDED.items():
         module, owner, name = place.split(".")
         found = getattr(import_module(f"pyfive.{module}"), owner, None)
@@ -120,6 +127,11 @@ def _of_ieee(floating_point: Original, message: Any, head: Any) -> Any:
     found = struct.unpack_from("<HHBBBBI", message.buf, message.offset)
     sign, vax = head["class_bit_field_1"], head["class_bit_field_0"] & 64
     bits = 8 * head["size"]
+    if bits == 128 and (vax, sign, *found) == (0, *_X87) and np.finfo(np.longdouble).nmant == 63:
+        from pyfive.p5t import P5FloatType
+
+        message.offset += 12
+        return P5FloatType((">" if head["class_bit_field_0"] & 1 else "<") + "f16")
     if vax or (sign, *found) != (bits - 1, 0, bits, *_IEEE.get(bits, ())):
         raise NotImplementedError(f"floats of {bits} bits that are not IEEE 754's")
     return floating_point(message, head)

@@ -214,7 +214,11 @@ class SegmentReader:
         if got is not None:
             self.context.cache.hits += 2
             ragged.data.went_on(got[0], got[1])
-            return np.ndarray(got[2], ragged.data.dtype, got[3])
+            try:
+                return np.ndarray(got[2], ragged.data.dtype, got[3])
+            except ValueError:  # no array can have such a shape
+                self.spans(name, np.array([position], np.int64))  # says so
+                raise
         start, stop, bounds = self._bounds_of_one(name, ragged, position)
         values = ragged.data.run(start, stop)
         return values.reshape(bounds) if bounds else values
@@ -253,6 +257,7 @@ def _shape_fits(spec: Field, shape: list[int], count: int) -> bool:
     return (
         min(shape) >= 0
         and math.prod(shape) == count
+        and (count > 0 or math.prod(size or 1 for size in shape) < 2**63 // spec.dtype.itemsize)
         and all(want is None or want == size for want, size in zip(spec.shape, shape, strict=True))
     )
 
@@ -281,6 +286,8 @@ def bad_shapes(spec: Field, shapes: Int64s, sizes: Int64s) -> npt.NDArray[np.boo
         (shapes < 0).any(axis=1)
         | (shapes.prod(axis=1, dtype=np.float64) > 2.0**62)
         | (shapes.prod(axis=1) != sizes)
+        # Nor can an array without values have any shape.
+        | (np.maximum(shapes, 1).prod(axis=1, dtype=np.float64) * spec.dtype.itemsize >= 2.0**63)
     )
     for axis, size in enumerate(spec.shape):
         if size is not None:

@@ -122,6 +122,8 @@ class SegmentTable:
         """
         if len(data) < 24 or data[:7] != MAGIC[:7]:
             raise CorruptionError("not a chunk table")
+        if np.frombuffer(data, np.uint8).ctypes.data % 8:  # behind HDF5's bytes it lies anywhere
+            data = bytes(data)  # and its columns are read as they lie
         if struct.unpack("<Q", data[-8:])[0] != checksum(memoryview(data)[:-8]):
             raise CorruptionError("a chunk table's checksum does not hold")
         if data[:8] != MAGIC:

@@ -240,14 +240,13 @@ class _ColumnWriter:
         """Where the chunks now lie; call before the file is closed and after a flush."""
         entries = np.zeros(len(self._put_chunks), ENTRY)
         tail = (0,) * len(self.column.row_shape)
-        with hdf5_lock:
-            for i, chunk in enumerate(self._put_chunks):
+        for i, chunk in enumerate(self._put_chunks):
+            # HDF5 looks at all before it: of very many, others and forks need not wait for all.
+            with hdf5_lock:
                 info = self._leaf.chunk_info((i * self._chunk_rows, *tail))
-                if info.size != chunk.size or info.offset is None:
-                    raise CorruptionError(
-                        f"HDF5 stored {info.size} bytes of a chunk of {chunk.size}"
-                    )
-                entries[i] = (info.offset, chunk.size, chunk.digest)
+            if info.size != chunk.size or info.offset is None:
+                raise CorruptionError(f"HDF5 stored {info.size} bytes of a chunk of {chunk.size}")
+            entries[i] = (info.offset, chunk.size, chunk.digest)
         blocks = BlockTable.of(
             [(chunk.blocks, chunk.checks) for chunk in self._put_chunks],
             self._chunk_rows * self._row,

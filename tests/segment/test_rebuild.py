@@ -374,3 +374,44 @@ def test_chunks_of_columns_are_put_together_in_bounded_memory() -> None:
     column = Column("data", np.dtype("f4"), (200,))
     assert _run_rows(column, 10**6, 10**6, whole=False) * column.row_nbytes <= 2**26
     assert _run_rows(column, 10**6, 2000, whole=False) == 2000
+
+
+@pytest.mark.parametrize("dtype", ["longdouble", ">f16", "clongdouble", ">c32"])
+def test_longdoubles_are_read_and_repaired_without_their_chunk_table(
+    tmp_path: Path, dtype: str
+) -> None:
+    store = rs.create(tmp_path / "store", {"x": rs.Field(dtype, (None,)), "y": rs.Field(dtype)})
+    wanted = [(np.arange(i) / np.longdouble(3)).astype(dtype) for i in range(1, 6)]
+    with store.writer() as writer:
+        writer.extend({"x": x, "y": x[-1]} for x in wanted)
+    store.export(tmp_path / "x.h5")
+    for path in (tmp_path / "store" / "segments").glob("*.idx"):
+        path.unlink()
+
+    def check(samples: Any) -> None:
+        assert samples.schema["x"].dtype == np.dtype(dtype)
+        for got, x in zip(samples, wanted, strict=True):
+            assert (got["x"] == x).all() and got["y"] == x[-1]
+
+    check(rs.open(tmp_path / "x.h5", checksums=False))
+    check(rs.open(tmp_path / "store"))
+    rs.open(tmp_path / "store", mode="a").repair()
+    check(rs.open(tmp_path / "store"))
+    assert rs.open(tmp_path / "store").verify().ok
+
+
+def test_shapes_that_no_array_can_have_are_damage(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        group = file.create_group("x")
+        group["data"] = np.zeros(4)
+        group["data_start_and_stop"] = np.array([[0, 4], [4, 4]])
+        group["data_shape"] = np.array([[4, 1, 1], [0, 2**40, 2**40]])
+    samples = rs.open(tmp_path / "x.h5")
+
+    assert not samples.verify().ok
+    assert samples["x"][0].shape == (4, 1, 1)
+    for key in 1, [0, 1], slice(None):
+        with pytest.raises(rs.CorruptionError, match="sample 1"):
+            samples["x"][key]
+    with pytest.raises(rs.SampleError):
+        rs.RaggedBatch(np.zeros(0), [0, 0], [[0, 2**40, 2**40]])
