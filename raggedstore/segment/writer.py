@@ -48,6 +48,7 @@ from raggedstore.segment.appended import append_table
 from raggedstore.segment.blocks import BlockTable, ChunkBlocks, block_checksums, blocks_of
 from raggedstore.segment.codec import Compression, encode_frame, side_column_compression
 from raggedstore.segment.empty import empty_file
+from raggedstore.segment.parser import parse
 from raggedstore.segment.profiles import ENOUGH, choose, profile
 from raggedstore.segment.table import (
     ENTRY,
@@ -74,6 +75,7 @@ hdf5_lock = threading.RLock()
 _live: weakref.WeakSet[SegmentWriter] = weakref.WeakSet()
 
 _FLUSH_SAMPLES = 4096
+_FEW = 512  # chunks, of which HDF5 is asked one by one
 _MOST_ROW = 511 * 2**20  # bytes: c-blosc2 has a little under 512 MiB in a block
 
 
@@ -239,19 +241,34 @@ class _ColumnWriter:
     def table(self) -> DatasetTable:
         """Where the chunks now lie; call before the file is closed and after a flush."""
         entries = np.zeros(len(self._put_chunks), ENTRY)
-        tail = (0,) * len(self.column.row_shape)
-        for i, chunk in enumerate(self._put_chunks):
-            # HDF5 looks at all before it: of very many, others and forks need not wait for all.
-            with hdf5_lock:
-                info = self._leaf.chunk_info((i * self._chunk_rows, *tail))
-            if info.size != chunk.size or info.offset is None:
-                raise CorruptionError(f"HDF5 stored {info.size} bytes of a chunk of {chunk.size}")
-            entries[i] = (info.offset, chunk.size, chunk.digest)
+        with hdf5_lock:
+            for i, (chunk, (offset, size)) in enumerate(
+                zip(self._put_chunks, self._stored(), strict=True)
+            ):
+                if size != chunk.size or offset is None:
+                    raise CorruptionError(f"HDF5 stored {size} bytes of a chunk of {chunk.size}")
+                entries[i] = (offset, chunk.size, chunk.digest)
         blocks = BlockTable.of(
             [(chunk.blocks, chunk.checks) for chunk in self._put_chunks],
             self._chunk_rows * self._row,
         )
         return DatasetTable(self.column, self.rows, self._chunk_rows, entries, blocks)
+
+    def _stored(self) -> Iterator[tuple[int | None, int]]:
+        """Where each chunk lies in the file, and of what size."""
+        count, tail = len(self._put_chunks), (0,) * len(self.column.row_shape)
+        places = ((i * self._chunk_rows, *tail) for i in range(count))
+        if count <= _FEW:
+            for place in places:
+                info = self._leaf.chunk_info(place)
+                yield info.offset, info.size
+            return
+        # To find one HDF5 goes through all before it.
+        with self._owner.path.open("rb") as stream:
+            index = parse(stream)[self._leaf._v_pathname].id.index
+        for place in places:
+            found = index.get(place)
+            yield (None, 0) if found is None else (found.byte_offset, found.size)
 
 
 class _FieldWriter:

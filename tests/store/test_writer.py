@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tables
 
 import raggedstore as rs
+from raggedstore.segment import writer as segment_writer
 from raggedstore.segment.file import Descriptor
 from raggedstore.store import files
 from raggedstore.store.writer import Sealed
@@ -528,3 +530,29 @@ def test_adopted_segments_that_are_gone_are_not_committed(tmp_path: Path) -> Non
     assert rs.open(store.path).version == 0
     with store.writer() as writer, pytest.raises(rs.UsageError, match="seal"):
         writer.adopt([sealed])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_chunk_tables_say_where_hdf5_has_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(segment_writer, "_FEW", few)
+    small = rs.Compression("lz4", 1, ("shuffle",), chunk_bytes=4096, block_bytes=1024)
+    schema = {"vector": rs.Field("i4", (None,)), "frame": rs.Field("f4", (3, 500)), "ü": "str"}
+    store = rs.create(tmp_path / "store", schema, profile=small)
+    with store.writer() as writer:
+        for i in range(60):
+            frame = np.full((3, 500), i, "f4")
+            writer.append({"vector": np.arange(i * 90, dtype="i4"), "frame": frame, "ü": "ü" * i})
+
+    reader = rs.open(store.path)._snapshot.reader(0)
+    with h5py.File(reader.file.path) as file:
+        for name, columns in reader.table.datasets.items():
+            for column, table in columns.items():
+                dataset = file[name][column].id
+                for i, entry in enumerate(table.entries):
+                    place = (i * table.chunk_rows, *(0,) * len(table.column.row_shape))
+                    info = dataset.get_chunk_info_by_coord(place)
+                    assert (info.byte_offset, info.size) == (entry["offset"], entry["size"])
+    assert len(reader.table.datasets["vector"]["data"].entries) > 50
+    assert store.verify().ok
