@@ -770,7 +770,7 @@ def running(group: int) -> list[str]:
 
 
 SCRIPT = """
-import os, sys, threading, time
+import signal, sys, time
 import raggedstore as rs
 from raggedstore.training import Loader, Shuffled
 
@@ -780,6 +780,8 @@ def waits(batch):
     return batch
 
 if __name__ == "__main__":
+    # What is started in the background may have been told to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     store = rs.open(sys.argv[1])
     loader = Loader(store, batch=4, prefetch=int(sys.argv[3]))
     how = {"thread": {}, "threads": {"threads": 2}, "processes": {"processes": 1}}[sys.argv[2]]
