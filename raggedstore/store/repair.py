@@ -18,7 +18,8 @@ Where the newest manifest is damaged, the newest one that is not is taken instea
 damaged ones added is lost; their segments lie about still, and the report names them.
 
 A disk that refuses to be read is not damage, since it may read tomorrow: repair stops with a
-StorageError. So does it where files are of a format that it does not know.
+StorageError. Where files are of a format that it does not know, or intact and beyond the parser,
+it stops with a FormatError.
 """
 
 from __future__ import annotations
@@ -198,6 +199,8 @@ def repair(root: Path, *, dry_run: bool = False, progress: bool = False) -> Repa
         No manifest can be read.
     StorageError
         The disk refused a read or a write.
+    FormatError
+        A file is intact, but nothing here can read it.
     ConflictError
         Another process replaced what was to be repaired.
     """
@@ -326,6 +329,12 @@ def _examine_segment(snapshot: Snapshot, entry: SegmentEntry, first: int) -> _Pa
             return _lost(entry, name, first, message)
         try:
             _remade_index(snapshot.manifest, entry, data)
+        except FormatError as error:
+            # All its bytes are those that were written: what cannot read them is this parser.
+            raise FormatError(
+                f"segment {name}: its chunk table is {index}, and its file, which is intact, cannot "
+                f"be parsed: {error}"
+            ) from None
         except StorageError:  # not of the file, but of the disk
             raise
         except RaggedStoreError as error:

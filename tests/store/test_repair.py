@@ -270,6 +270,24 @@ def test_without_idx_and_digest_nothing_vouches_for_a_segment(store: rs.Store, d
     assert f"chunk table is {damage} and its file damaged" in report.lost[0].message
 
 
+def test_an_intact_file_that_the_parser_cannot_read_is_not_thrown_away(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*args: object) -> None:
+        raise rs.FormatError("holds what this parser cannot read")
+
+    path = segment_path(store, 1)
+    path.with_suffix(".idx").unlink()
+    before = contents(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("raggedstore.store.repair.rebuild_table", refuses)
+        with pytest.raises(rs.FormatError, match=f"{path.stem}.*missing.*intact.*cannot be parsed"):
+            repair(store.path)
+    assert contents(store) == before
+
+    repaired(store, reindexed=(path.stem,), lost=(), kept=COUNT, rewritten=())
+
+
 def test_without_its_idx_what_is_damaged_once_it_is_open_is_an_error(store: rs.Store) -> None:
     path = segment_path(store, 1)
     path.with_suffix(".idx").unlink()
