@@ -22,7 +22,7 @@ from raggedstore.indexing import as_position, as_positions, at_least, is_single
 if TYPE_CHECKING:
     from raggedstore.interop.tensors import RaggedTensors
 
-__all__ = ["RaggedBatch", "copy_ranges", "expand_ranges", "offsets_of"]
+__all__ = ["RaggedBatch", "copy_ranges", "expand_ranges", "offsets_of", "scatter"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -511,6 +511,23 @@ def copy_ranges(
         return
     copy = _copy_tiny if len(out) < _TINY * len(starts) else _copy_long
     copy(values, starts, stops, offsets, out)
+
+
+def scatter(batch: RaggedBatch, places: Int64s, out: npt.NDArray[Any]) -> None:
+    """Copy the values of each sample of `batch` to where in `out` they are to begin.
+
+    Parameters
+    ----------
+    places
+        (n,) int64, so that samples neither overlap there nor end beyond `out`, of the same dtype.
+    """
+    starts, sizes = batch.offsets[:-1], np.diff(batch.offsets)
+    if kernel.copy_rows(batch.values, starts, sizes, places, out):
+        return
+    if len(batch.values) < _TINY * len(sizes):
+        out[np.repeat(places - starts, sizes) + np.arange(len(batch.values))] = batch.values
+    else:
+        _copy_long(batch.values, starts, batch.offsets[1:], places, out)
 
 
 def _copy_tiny(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore import splits, statistics
-from raggedstore.batch import RaggedBatch, offsets_of
+from raggedstore.batch import RaggedBatch, offsets_of, scatter
 from raggedstore.distribution import edges_of, ranks_of
 from raggedstore.errors import CorruptionError, SchemaError, UsageError, VersionError
 from raggedstore.indexing import (
@@ -102,6 +102,11 @@ class Samples(ABC):
     def concurrent(self) -> bool:
         """Whether two threads that read at once are faster than one after the other."""
         return False
+
+    @property
+    def copies(self) -> int:
+        """How many times what is read is in memory, at most, while it is read."""
+        return 1
 
     def read_one(self, name: str, position: int) -> Any:
         """The field `name` of one sample: an array of its own shape, or a scalar."""
@@ -492,6 +497,10 @@ class Selection(Samples):
         return self._base.concurrent
 
     @property
+    def copies(self) -> int:
+        return self._base.copies
+
+    @property
     def moved(self) -> int:
         return self._base.moved
 
@@ -627,6 +636,10 @@ class Concatenation(Samples):
         return all(part.concurrent for part in self._parts)
 
     @property
+    def copies(self) -> int:
+        return max(part.copies for part in self._parts) + (len(self._parts) > 1)
+
+    @property
     def sizes_of_parts(self) -> Positions:
         """(parts,) how many samples each had when they were put side by side, and has here."""
         return np.diff(self._starts)
@@ -698,28 +711,26 @@ def concat(parts: Sequence[Samples]) -> Concatenation:
 
 
 def joined(field: Field, pieces: list[Column], places: list[Positions]) -> Column:
-    """The samples of all pieces in one column, those of each piece at its places."""
+    """The samples of all `pieces`, which are taken, in one column: those of each at its places."""
     if len(pieces) == 1:
         return pieces[0]
-    order = np.concatenate([np.empty(0, np.int64), *places])
-    restore = np.empty_like(order)
-    restore[order] = np.arange(len(order))
+    count = sum(map(len, places))
     if not field.is_ragged:
-        empty = np.empty((0, *(d or 0 for d in field.shape)), field.dtype)
-        # Left to itself concatenate gives the native byte order.
-        dense: npt.NDArray[Any] = np.concatenate([empty, *pieces], dtype=field.dtype)
-        ordered: npt.NDArray[Any] = dense[restore]
-        return ordered
-    batches = [piece for piece in pieces if isinstance(piece, RaggedBatch)]
-    sizes = [np.diff(batch.offsets) for batch in batches]
-    shapes = [batch.shapes for batch in batches]
-    values = [batch.values for batch in batches]
-    batch = RaggedBatch.trusted(
-        np.concatenate([np.empty(0, field.dtype), *values], dtype=field.dtype),
-        offsets_of(np.concatenate([np.empty(0, np.int64), *sizes])),
-        np.concatenate([np.empty((0, field.ndim), np.int64), *shapes]),
-    )
-    return batch if (np.diff(order) > 0).all() else batch.take(restore)
+        dense: npt.NDArray[Any] = np.empty((count, *(d or 0 for d in field.shape)), field.dtype)
+        for piece, at in zip(pieces, places, strict=True):
+            dense[at] = piece
+        return dense
+    sizes, shapes = np.empty(count, np.int64), np.empty((count, field.ndim), np.int64)
+    for piece, at in zip(pieces, places, strict=True):
+        assert isinstance(piece, RaggedBatch)
+        sizes[at], shapes[at] = np.diff(piece.offsets), piece.shapes
+    offsets = offsets_of(sizes)
+    values = np.empty(int(offsets[-1]), field.dtype)
+    while pieces:  # so that each is let go of once it is copied
+        piece = pieces.pop()
+        assert isinstance(piece, RaggedBatch)
+        scatter(piece, offsets[places[len(pieces)]], values)
+    return RaggedBatch.trusted(values, offsets, shapes)
 
 
 def present(field: Field, column: Column) -> Any:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from raggedstore.segment.cache import ChunkCache
 from raggedstore.segment.file import OpenFiles
 
-__all__ = ["ReadContext", "sharing"]
+__all__ = ["ReadContext", "TooMuch", "at_most", "check_room", "sharing"]
 
 
 _SCRATCH = 2**22  # no more than this is kept for a thread and a use
@@ -104,6 +104,33 @@ def sharing(count: int) -> Iterator[None]:
         yield
     finally:
         _shares.count = before
+
+
+class TooMuch(Exception):
+    """What is asked for is larger than who asked said that it may be; nothing was read."""
+
+
+@contextmanager
+def at_most(nbytes: int) -> Iterator[None]:
+    """Within it what this thread reads of ragged fields may come to so many bytes in all.
+
+    For who knows only about how large samples are: an exact answer costs half as much as reading
+    short ones, and reading them looks it up anyway.
+    """
+    _shares.room = nbytes
+    try:
+        yield
+    finally:
+        _shares.room = None
+
+
+def check_room(nbytes: int) -> None:
+    """TooMuch where so many bytes more are more than `at_most` said."""
+    room = getattr(_shares, "room", None)
+    if room is not None:
+        if nbytes > room:
+            raise TooMuch
+        _shares.room = room - nbytes
 
 
 # A forked child has none of its parent's threads, so what they held is made anew in it.

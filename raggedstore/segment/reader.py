@@ -20,7 +20,7 @@ from raggedstore.layout import DATA, SHAPE, SPAN
 from raggedstore.schema import Field
 from raggedstore.segment.cache import ChunkCache, Finder
 from raggedstore.segment.column import ColumnReader
-from raggedstore.segment.context import ReadContext
+from raggedstore.segment.context import ReadContext, check_room
 from raggedstore.segment.file import FileBytes
 from raggedstore.segment.table import SegmentTable
 
@@ -202,8 +202,9 @@ class SegmentReader:
     ) -> RaggedBatch:
         """The samples at `positions` of a ragged field, or windows of them, as for `bounds`."""
         starts, stops, shapes = self.bounds(name, positions, windows)
-        values = self.rows(name, DATA, starts, stops)
-        return RaggedBatch.trusted(values, offsets_of(stops - starts), shapes)
+        offsets = offsets_of(stops - starts)
+        check_room(int(offsets[-1]) * self.table.schema[name].dtype.itemsize)
+        return RaggedBatch.trusted(self.rows(name, DATA, starts, stops), offsets, shapes)
 
     def one(self, name: str, position: int) -> Any:
         """The sample at `position`, of its own shape; a scalar of a field of scalars."""

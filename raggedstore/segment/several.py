@@ -16,6 +16,7 @@ from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.layout import DATA
 from raggedstore.schema import Field
 from raggedstore.segment import memory
+from raggedstore.segment.context import check_room
 from raggedstore.segment.reader import SegmentReader
 
 __all__ = ["Part", "dense", "ragged", "shapes"]
@@ -56,6 +57,7 @@ def ragged(
         own = None if windows is None else (windows[0][at], windows[1][at])
         starts[at], stops[at], shapes[at] = part.reader.bounds(name, part.positions, own)
     offsets = offsets_of(stops - starts)
+    check_room(int(offsets[-1]) * field.dtype.itemsize)
     values = memory.empty((int(offsets[-1]),), field.dtype)
     for part in parts:
         at = part.places

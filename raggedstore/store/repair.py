@@ -332,8 +332,8 @@ def _examine_segment(snapshot: Snapshot, entry: SegmentEntry, first: int) -> _Pa
         except FormatError as error:
             # All its bytes are those that were written: what cannot read them is this parser.
             raise FormatError(
-                f"segment {name}: its chunk table is {index}, and its file, which is intact, cannot "
-                f"be parsed: {error}"
+                f"segment {name}: its chunk table is {index}, and its file is intact but cannot be "
+                f"parsed: {error}"
             ) from None
         except StorageError:  # not of the file, but of the disk
             raise

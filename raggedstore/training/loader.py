@@ -502,7 +502,8 @@ class Loader:
             most = MIXED_BYTES if sizes.mean >= _LARGE else self.budget
             if sizes.mean * len(self.samples) <= 2 * READ_BYTES:
                 most = READ_BYTES  # what is held after the first read need not be read at once
-            return Budget.of(self.budget, self.prefetch, mixed=most)
+            copies = self.samples.copies
+            return Budget.of(self.budget, self.prefetch, mixed=most, copies=copies)
         return Budget.of(self.budget, self.prefetch, windowed=sizes.mean < _LARGE)
 
     def _plan(self, epoch: int) -> Plan:
@@ -573,7 +574,7 @@ class Loader:
     def _iterate(
         self,
         begun: _Progress,
-        jobs: Jobs[Made],
+        jobs: Jobs[Made | None],
         abreast: int,
         budget: Budget,
         stages: Stages,
@@ -586,10 +587,11 @@ class Loader:
         world = self.batches_a_step
         whole = False
         try:
+            read: Made | None = None
             while True:
                 since = time.perf_counter()
-                read = next(lists, None)
-                if read is None:
+                read = read.rest() if read is not None and read.rest else None
+                if read is None and (read := next(lists, None)) is None:
                     break
                 watch.reading(read.facts, time.perf_counter() - since)
                 place = _Place(begun, world, read.dealt, read.first - 1)

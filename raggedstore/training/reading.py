@@ -5,14 +5,17 @@ So they can be done in turn or ahead (`ahead.py`):
     batches  →  decode as many as make a read  →  lists of batches
     batches  →  decode a window  →  pieces  →  lists of batches         (`Shuffled`, where something
                                        is made of batches; and without the kernel: a window is
-                                       decoded while the one before is handed over)
+                                       decoded while the one before is handed over. Where it is too
+                                       large for memory, as whole samples may be of which batches
+                                       have parts, the first way is taken)
 
 A read is decoded by one call for each field, which sorts it by chunk. Two reads are made at a time,
 each with half of the cores, where nothing is called that is not ours; else one with all of them,
 and so the last. Reads and pieces are as many whole batches as make about 8 MiB: little enough to
 hold several, large enough that what is done per read costs little. Only of windows whose batches
 are but views of what is read, as much is read at once as there is room for, so that each block is
-decoded once.
+decoded once. How much that is goes by how large samples are on average, where they are short; a
+read that turns out far larger, since a few are long, is made by and by.
 
 Where samples that cannot be read are to be set aside, a read that fails is cut in halves, and so
 on, until what fails is single samples. They are left out of what their batches become, and planning
@@ -24,11 +27,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,7 +42,7 @@ from raggedstore.errors import CorruptionError, SampleError, StorageError
 from raggedstore.indexing import stable_order
 from raggedstore.samples import Column, Samples, present
 from raggedstore.schema import Field
-from raggedstore.segment.context import sharing
+from raggedstore.segment.context import TooMuch, at_most, sharing
 from raggedstore.training import columns
 from raggedstore.training.ahead import Ahead, Jobs, in_turn
 from raggedstore.training.batching import Rule
@@ -63,6 +65,9 @@ _ABREAST = 2
 #: What is read of large samples at a time where a window's are mixed: more, and less is decoded
 #: twice, but four reads may be in memory, which is kept for the next (segment/memory.py).
 MIXED_BYTES = 3 * 2**23
+
+#: As many bytes as there are.
+_ANY = 2**62
 
 #: A read of more batches leaves it to the loop to cut them.
 _MANY = 16
@@ -87,6 +92,9 @@ class Made:
     dealt: Dealt
     first: int
     facts: Facts
+    #: Reads the batches that come next, where they turned out too large to be read with these:
+    #: for whoever is through with these to call.
+    rest: Callable[[], Made | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,9 @@ class Budget:
     ahead: int  #: how many reads may be ahead of the loop
 
     @classmethod
-    def of(cls, total: int, ahead: int, *, windowed: bool = False, mixed: int = 0) -> Budget:
+    def of(
+        cls, total: int, ahead: int, *, windowed: bool = False, mixed: int = 0, copies: int = 1
+    ) -> Budget:
         """`total` bytes divided up.
 
         Parameters
@@ -109,11 +119,13 @@ class Budget:
         mixed
             Where neighbours are mixed, and reads thus share blocks: how large a read may be. It is
             less than half of all, so that one can be made while the loop is at another.
+        copies
+            How many times a read is in memory while it is made.
         """
         ready = min((ahead + 1) * READ_BYTES, total // 8) if windowed else total
         read = min(READ_BYTES, ready // (ahead + 1))
         if mixed:
-            read = min(mixed, ready * 9 // 20)
+            read = min(mixed, ready * 9 // 20 // copies)
         return cls(ready, total - ready, read, ahead)
 
 
@@ -239,12 +251,16 @@ class Reader:
         if own and samples.concurrent and not stages and budget.ahead:
             self.abreast = _ABREAST
 
-    def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made]:
+    def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made | None]:
         """Jobs that make lists of batches."""
         deals = _first_alone(deals)
         if self._windowed:
             yield from self._from_windows(deals)
-            return
+        else:
+            yield from self._reads(deals)
+
+    def _reads(self, deals: Iterable[Dealt]) -> Jobs[Made | None]:
+        """Jobs that decode batches straight from the store."""
         beside = 1  # how many reads the next one is made beside, and it; the first is made alone
         for dealt in deals:
             windows = self._windows(dealt.batches.picks)
@@ -259,7 +275,12 @@ class Reader:
                 # Nor is there one to be made beside the last.
                 if dealt.final and last == len(dealt.batches):
                     beside = 1
-                yield nbytes, partial(self._decode, dealt, first, last, _of(windows, span), beside)
+                # What is planned by the average may be far from it where a few are long.
+                room = 2 * int(each[span].sum()) + 2**20 if last - first > 1 else _ANY
+                yield (
+                    nbytes,
+                    partial(self._decode, dealt, first, last, _of(windows, span), beside, room),
+                )
                 beside = self.abreast
 
     # What is read of each sample
@@ -290,10 +311,11 @@ class Reader:
                     f"{by!r} cuts with it, {theirs[i]}"
                 )
 
-    def _bytes(self, picks: Picks, windows: Windows) -> Int64s:
+    def _bytes(self, picks: Picks, windows: Windows, *, exact: bool = False) -> Int64s:
         """(k,) how many bytes each of the picked samples takes once it is read."""
         flat = frozenset(n for n in windows if None not in self._samples.schema[n].shape[1:])
-        each = self._measures.sizes(flat).of(picks.positions)
+        sizes = self._measures.sizes(flat)
+        each = (sizes.exact if exact else sizes.of)(picks.positions)
         for name in flat:
             field = self._samples.schema[name]
             step = math.prod(d or 0 for d in field.shape[1:]) * field.dtype.itemsize
@@ -388,11 +410,29 @@ class Reader:
         if self._stages:
             picked = [batches.span(i, i + 1).picks for i in range(len(batches))]
             dressed = self._stages.batches(dressed, picked)
-        made = [self._collate(batch) for batch in dressed]
-        if self._stages or any(map(operator.is_not, made, dressed)):
+        made, became = self._collated(dressed)
+        if became:
             # Padding counts: it may make ten times as much of what is read.
-            self._pace.note(nbytes, columns.nbytes_of(made), time.perf_counter() - begun)
-        return Made(_popped(made), dealt, first, Facts(kept, edges, nbytes, extents, gone))
+            self._pace.note(nbytes, became, time.perf_counter() - begun)
+        later = (self._collate(batch) for batch in _popped(dressed))
+        facts = Facts(kept, edges, nbytes, extents, gone)
+        return Made(itertools.chain(_popped(made), later), dealt, first, facts)
+
+    def _collated(self, batches: list[Columns]) -> tuple[list[Any], int]:
+        """What is made of batches, and about how many bytes it would be of all of them.
+
+        Batches that would make it larger than a read should be are left in the list: one long
+        sample may be a thousand times as large once all beside it are padded.
+        """
+        count, made, became = len(batches), [], 0
+        for batch in batches:
+            if became > self._budget.read:
+                break
+            made.append(self._collate(batch))
+            if self._stages or made[-1] is not batch:
+                became += columns.nbytes_of(made[-1])
+        del batches[: len(made)]
+        return made, became * count // max(len(made), 1)
 
     def _mapped(self, shown: Columns, picks: Picks, there: Int64s | None, lost: Lost) -> Columns:
         """Each sample transformed; those that fail go to `lost`."""
@@ -436,17 +476,40 @@ class Reader:
 
     # Straight from the store
 
-    def _decode(self, dealt: Dealt, first: int, last: int, windows: Windows, abreast: int) -> Made:
-        """The batches of a read that is made beside others, `abreast` in all."""
+    def _decode(
+        self, dealt: Dealt, first: int, last: int, windows: Windows, abreast: int, room: int
+    ) -> Made | None:
+        """The batches of a read that is made beside others, `abreast` in all.
+
+        Where they come to more than `room` bytes, as many of them as should make a read.
+        """
         edges = dealt.batches.edges
         positions = dealt.batches.picks.positions[edges[first] : edges[last]]
-        with sharing(abreast):
-            decoded, lost = self._read(positions, windows)
+        try:
+            with sharing(abreast), at_most(room):
+                decoded, lost = self._read(positions, windows)
+        except TooMuch:
+            return self._by_and_by(dealt.span(first, last), windows)()
         return self._made(decoded, dealt, first, last, lost)
+
+    def _by_and_by(self, part: Dealt, windows: Windows) -> Callable[[], Made | None]:
+        """What makes the batches of `part`, at each call as many as are to be a read."""
+        each = self._bytes(part.batches.picks, windows, exact=True)
+        parts = list(_parts(part.batches, each, Pace(self._budget.read)))[::-1]
+
+        def make() -> Made | None:
+            if not parts:
+                return None
+            first, last = parts.pop()
+            span = slice(int(part.batches.edges[first]), int(part.batches.edges[last]))
+            made = self._decode(part, first, last, _of(windows, span), 1, _ANY)
+            return made and replace(made, rest=make)
+
+        return make
 
     # By way of windows
 
-    def _from_windows(self, deals: Iterator[Dealt]) -> Jobs[Made]:
+    def _from_windows(self, deals: Iterator[Dealt]) -> Jobs[Made | None]:
         windows = results(
             self._window_jobs(deals),
             count=min(self._budget.ahead, 1),
@@ -455,6 +518,9 @@ class Reader:
         )
         try:
             for window in windows:
+                if isinstance(window, Dealt):
+                    yield from self._reads([window])
+                    continue
                 dealt, each = window[-2:]
                 for first, last in _parts(dealt.batches, each, self._pace):
                     span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
@@ -464,26 +530,28 @@ class Reader:
         finally:
             windows.close()
 
-    def _window_jobs(self, deals: Iterator[Dealt]) -> Jobs[_Window]:
+    def _window_jobs(self, deals: Iterator[Dealt]) -> Jobs[_Window | Dealt]:
         for dealt in deals:
             picks = dealt.batches.picks
             needed, places = _needed(picks)
             nbytes = int(self._bytes(Picks(needed), {}).sum())
-            each = self._bytes(picks, self._windows(picks))
-            if nbytes <= self._budget.windows:
-                yield nbytes, partial(self._decode_window, needed, places, dealt, each)
+            if nbytes > self._budget.windows:
+                # Of long samples, perhaps, of which the batches have but parts.
+                yield 0, partial(_itself, dealt)
                 continue
-            # Too large for memory: the same batches in the same order, but read in parts.
-            for first, last in _parts(dealt.batches, each, Pace(self._budget.windows // 4)):
-                part = dealt.span(first, last)
-                needed, places = _needed(part.batches.picks)
-                edges = dealt.batches.edges
-                sizes = each[edges[first] : edges[last]]
-                nbytes = int(self._bytes(Picks(needed), {}).sum())
-                yield nbytes, partial(self._decode_window, needed, places, part, sizes)
+            each = self._bytes(picks, self._windows(picks))
+            job = partial(self._decode_window, needed, places, dealt, each, nbytes)
+            yield nbytes * self._samples.copies, job
 
-    def _decode_window(self, needed: Int64s, places: Int64s, dealt: Dealt, each: Int64s) -> _Window:
-        return *self._read(needed, {}), places, dealt, each
+    def _decode_window(
+        self, needed: Int64s, places: Int64s, dealt: Dealt, each: Int64s, nbytes: int
+    ) -> _Window | Dealt:
+        """What batches need, decoded; they themselves where that is far more than it should be."""
+        try:
+            with at_most(min(2 * nbytes + 2**20, self._budget.windows)):
+                return *self._read(needed, {}), places, dealt, each
+        except TooMuch:
+            return dealt
 
     def _take(self, window: _Window, first: int, last: int) -> Made:
         decoded, lacks, places, dealt, _ = window
@@ -499,6 +567,10 @@ class Reader:
             wanted = wanted[there] - np.searchsorted(gone, wanted[there])
         taken = columns.take(decoded, wanted, windows)
         return self._made(taken, dealt, first, last, lost)
+
+
+def _itself(dealt: Dealt) -> Dealt:
+    return dealt
 
 
 def _popped(batches: list[Any]) -> Iterator[Any]:
