@@ -44,6 +44,7 @@ class Cover:
         self._base, self._where, self._fields = base, where, fields
         self._positions: Positions | None = None
         self._asked, self._moved = 0, base.moved
+        self._digests: dict[int, str] = {}  # of the first so many, the latest asked for
 
     def first(self, count: int) -> Samples:
         """Those that take part of the first `count` samples."""
@@ -51,6 +52,7 @@ class Cover:
             if self._where is not None and not is_rule(self._where):
                 check_unmoved(self._base, self._moved)
             self._positions, self._asked, self._moved = None, 0, self._base.moved
+            self._digests = {}
         if self._where is None:
             return _First(self._base, self._fields, count)
         if self._positions is None or (is_rule(self._where) and count > self._asked):
@@ -64,15 +66,26 @@ class Cover:
         return self._base.select(positions, fields=self._fields)
 
     def digest(self) -> str:
-        """What tells one `where` from another: a rule itself, or a few letters."""
+        """What tells one `where` from another: a rule itself, a name, or a few letters."""
         if self._where is None or isinstance(self._where, str):
             return repr(self._where)
         if callable(self._where):
             name = getattr(self._where, "__qualname__", type(self._where).__qualname__)
             return f"function {name}"
-        chosen = resolve(self._where, self._base, 0, self._asked)
-        assert chosen is not None
-        return hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16]
+        return self._digest_of(self._asked)
+
+    def asked_of(self, count: int) -> str | None:
+        """What tells a function from others of its name: which of `count` samples it lets in."""
+        return self._digest_of(count) if callable(self._where) else None
+
+    def _digest_of(self, count: int) -> str:
+        """A few letters that depend on which of the first `count` samples take part."""
+        if count not in self._digests:
+            chosen = self.first(count)
+            assert isinstance(chosen, Selection) and chosen._positions is not None
+            digest = hashlib.sha256(chosen._positions.astype("<i8").tobytes())
+            self._digests = {count: digest.hexdigest()[:16]}
+        return self._digests[count]
 
 
 def parts_of(samples: Samples) -> str:

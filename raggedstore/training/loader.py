@@ -92,6 +92,15 @@ class _Place:
         return _Progress(begun.epoch, dealt.after(number), batches, begun=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Era:
+    """What epochs were planned with, from one on."""
+
+    since: int
+    count: int  #: samples, before any is left out
+    geometry: dict[str, dict[str, Any]]
+
+
 class Loader:
     """Batches of samples, epoch after epoch: iterate over it, and again for the next epoch.
 
@@ -261,6 +270,10 @@ class Loader:
         #: How often it was said where to go on, or gone on.
         self.changes = 0
         self._geometry: dict[str, dict[str, Any]] | None = None
+        #: The first epoch planned as the next one is, and what those before it were planned with,
+        #: as far as that is known.
+        self._since = 0
+        self._eras: tuple[_Era, ...] = ()
 
     def _cover(self, count: int) -> None:
         """Take the first `count` of the samples."""
@@ -351,6 +364,8 @@ class Loader:
         """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
         self._place, self._ended = _Progress(check_seed(epoch, what="epoch")), True
         self._rejoined = None
+        self._since = min(self._since, epoch)
+        self._eras = tuple(era for era in self._eras if era.since < epoch)
         self._take_in()
         self.changes += 1
 
@@ -467,7 +482,7 @@ class Loader:
         sizes = self._measures.sizes()
 
         def some() -> Int64s:
-            return self._measures.dims(self.batch.fields[0])(probes(len(self.samples)))
+            return self._cropped_dims(self.batch.fields[0])(probes(len(self.samples)))
 
         outlook = Outlook(
             samples=len(self.samples),
@@ -651,6 +666,11 @@ class Loader:
             return
         count, self._newest = self._newest, None
         if (count, self._base.moved) != (self._count, self._moved):
+            if self._base.moved != self._moved:
+                self._eras = ()
+            elif self._geometry is not None and self._since < self._progress.epoch:
+                self._eras += (_Era(self._since, self._count, self._geometry),)
+            self._since = self._progress.epoch
             self._cover(count)
             if self._geometry is not None:
                 fresh = self._measure()
@@ -681,6 +701,9 @@ class Loader:
             "given": cursor.given,
             "left": [picks.to_json() for picks in cursor.left],
             "samples": self._count,
+            "since": self._since,
+            "refreshed": self._newest,
+            "taking_part": self._cover_of.asked_of(self._count),
             "geometry": self.geometry,
             "options": self._options(),
         }
@@ -709,24 +732,35 @@ class Loader:
         UsageError
             The state is another loader's, or none at all.
         """
-        progress, count, geometry = self._parsed(state)
-        if count > len(self._base) and isinstance(self._base, Growing):
+        progress, count, geometry, since, newest = self._parsed(state)
+        most = max(count, newest or 0)
+        if most > len(self._base) and isinstance(self._base, Growing):
             self._base.refresh()
-        if count > len(self._base):
+        if most > len(self._base):
             raise UsageError(
-                f"the state is of {count} samples, and there are only {len(self._base)}: "
+                f"the state is of {most} samples, and there are only {len(self._base)}: "
                 f"open a newer version"
+            )
+        asked = self._cover_of.asked_of(count)
+        if state.get("taking_part", asked) != asked:
+            raise UsageError(
+                "the state is of a loader whose where= lets other samples take part than this one's"
             )
         if (count, self._base.moved) != (self._count, self._moved):
             self._cover(count)
         self._geometry, self._counted = geometry, {}
+        self._newest, self._since, self._eras = newest, since, ()
         self._rejoined = None
-        if progress.batches and state["batches_a_step"] != self.batches_a_step:
-            self._rejoined = progress.epoch
+        if state["batches_a_step"] != self.batches_a_step:
+            self._since = progress.epoch  # those before had other batches
+            self._rejoined = progress.epoch if progress.batches else None
         self._place, self._ended = progress, True
         self.changes += 1
 
-    def _parsed(self, state: Mapping[str, Any]) -> tuple[_Progress, int, dict[str, dict[str, Any]]]:
+    def _parsed(
+        self, state: Mapping[str, Any]
+    ) -> tuple[_Progress, int, dict[str, dict[str, Any]], int, int | None]:
+        """Where a state is; its samples, geometry and first epoch; what it was refreshed to."""
         try:
             if (state["format"], state["order_version"]) != (_STATE, ORDER_VERSION):
                 raise UsageError(
@@ -743,6 +777,10 @@ class Loader:
                 for name in ("epoch", "batches", "unit", "given", "samples", "batches_a_step")
             ]
             epoch, batches, unit, given, count, _ = numbers
+            since = min(at_least(0, state.get("since", 0), "since"), epoch)
+            newest = state.get("refreshed")
+            if newest is not None:
+                newest = at_least(0, newest, "refreshed")
             left = tuple(Picks.from_json(lists) for lists in state["left"])
             for picks in left:
                 if len(picks) and not 0 <= picks.positions.min() <= picks.positions.max() < count:
@@ -762,7 +800,7 @@ class Loader:
                 raise
             raise UsageError(f"this is no state of a loader: {error!r}") from None
         cursor = Cursor(unit, given, left)
-        return _Progress(epoch, cursor, batches, begun), count, geometry
+        return _Progress(epoch, cursor, batches, begun), count, geometry, since, newest
 
     def state_after(self, batches: int, *, epoch: int | None = None) -> dict[str, Any]:
         """The state that this process has once it was given `batches` batches of an epoch.
@@ -793,7 +831,8 @@ class Loader:
     def _planned(self, epoch: int | None) -> tuple[int, Loader]:
         """The epoch that is meant, which must be planned from its beginning to be known.
 
-        And the loader as it will be by then: of more samples, where it was refreshed.
+        And the loader as it will be by then, or was: of more or fewer samples, where it was
+        refreshed.
         """
         number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
         if number == self._rejoined:
@@ -802,9 +841,20 @@ class Loader:
                 f"cannot be counted from the beginning: ask again from the next one on, or take "
                 f"state_dict() where the loader itself is iterated over"
             )
+        by_then = copy.copy(self)
+        if number < self._since:
+            era = next((era for era in reversed(self._eras) if era.since <= number), None)
+            if era is None or self._base.moved != self._moved:
+                raise UsageError(
+                    f"epoch {number} was planned for other samples, or for other numbers of "
+                    f"processes, than those from epoch {self._since} on, and this loader does not "
+                    f"know for which"
+                )
+            by_then._cover(era.count)
+            by_then._since, by_then._geometry = era.since, era.geometry
+            return number, by_then
         if self._newest is None or number <= self._progress.epoch:
             return number, self
-        by_then = copy.copy(self)
         by_then.set_epoch(number)
         return number, by_then
 

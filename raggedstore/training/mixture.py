@@ -1,10 +1,12 @@
 """`Mixture`: samples of several stores in given proportions, each store in an order of its own.
 
-Number j of the samples that a store of weight w gives stands at the time ``(j + 1/2) / w``, and all
-come by their times. Up to any time t a store has thus given ``w * t`` samples, rounded: the
-proportions hold in each stretch of an epoch, to within a sample (the method of Webster and
-Sainte-Laguë for sharing out seats). A unit is a stretch of time, so that any unit can be had
-without those before it.
+Number j of the samples that a store of weight w gives stands at the time ``(j + 1 - p) / w``, and
+all come by their times. Up to any time t a store has thus given ``w * t + p`` samples, rounded
+down, so that the proportions hold in each stretch of an epoch, to within a sample or two. With p
+1/2 for all it is the method of Webster and Sainte-Laguë for sharing out seats; but then stores of
+one weight all come at once, and between them the others. So store k has ``p = 1/2 + g * k``, less
+its whole part, g the golden section, 0.618: which no few of them have nearly alike. A unit is a
+stretch of time, so that any unit can be had without those before it.
 
 A store goes through its samples in its own order, from epoch to epoch: where one epoch of the
 mixture takes a part of it, the next goes on there; where it takes more than all, it begins again in
@@ -13,6 +15,7 @@ another order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -40,6 +43,7 @@ __all__ = ["Mixed", "Mixture"]
 Int64s = npt.NDArray[np.int64]
 
 _OF_MIXTURE = 0x3174
+_GOLDEN = 0.6180339887498949
 
 
 class Mixture(Concatenation):
@@ -145,7 +149,7 @@ class Mixed(Order):
         if isinstance(self._each, Shuffled):
             window = min(parse_bytes(self._each.window), outlook.window_bytes)
             unit = min(max(1, int(window / shares.sum())), UNIT_SAMPLES)
-        return {"unit": unit, "parts": geometries}
+        return {"unit": unit, "parts": geometries, "staggered": True}
 
     def check_geometry(self, geometry: Geometry, samples: int) -> None:
         at_least(1, geometry["unit"], "unit")
@@ -166,6 +170,9 @@ class _MixedUnits(Units):
         key = None if seed is None else derive_key(seed, epoch, _OF_MIXTURE)
         super().__init__(-(-mixture.count // self._unit), key)
         self._weights, self._counts = mixture.weights, mixture.counts
+        # States of before go on as they began, with 1/2 for all.
+        steps = np.arange(len(mixture.parts)) * bool(geometry.get("staggered"))
+        self._phases: list[float] = ((0.5 + _GOLDEN * steps) % 1).tolist()
         self._sources = [
             _Source(each, count, geometry["parts"][k], k, len(mixture.parts))
             for k, count in enumerate(mixture.sizes_of_parts.tolist())
@@ -198,7 +205,7 @@ class _MixedUnits(Units):
     def _order(self, number: int) -> Int64s:
         """How the samples of the parts, one after another, come to lie between one another."""
         times = [
-            (np.arange(first, last) + 0.5) / self._weights[k]
+            (np.arange(first, last) + 1 - self._phases[k]) / self._weights[k]
             for k, (first, last) in enumerate(self._bounds(number))
         ]
         order: Int64s = np.argsort(np.concatenate(times), kind="stable")
@@ -208,7 +215,7 @@ class _MixedUnits(Units):
         """How many samples of a part come before a unit."""
         if unit >= len(self):
             return int(self._counts[part])
-        given = int(np.floor(self._weights[part] * unit * self._unit + 0.5))
+        given = math.floor(self._weights[part] * unit * self._unit + self._phases[part])
         return min(given, int(self._counts[part]))
 
 

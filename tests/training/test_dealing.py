@@ -442,6 +442,123 @@ def test_a_refresh_leaves_the_states_of_an_epoch_that_is_on_as_they_were(
     assert [b["i"].tolist() for b in again] == planned[3:]
 
 
+def test_what_was_seen_before_the_store_grew_is_still_told(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"i": rs.Field("i8")})
+
+    def add(first: int, last: int) -> None:
+        with rs.open(store.path, "a").writer() as writer:
+            writer.extend({"i": i} for i in range(first, last))
+
+    def told(loader: Loader, epoch: int) -> list[list[int]]:
+        count = len(seen[epoch])
+        return [loader.samples_at(step, epoch=epoch).tolist() for step in range(count)]
+
+    add(0, 100)
+    loader = Loader(rs.open(store.path), order=Shuffled(1, window=200), batch=10, follow=True)
+    seen: list[list[list[int]]] = []
+    for epoch in range(6):
+        seen.append([b["i"].tolist() for b in loader])
+        if epoch % 2:
+            add(100 * (epoch + 1) // 2, 100 * (epoch + 3) // 2)
+    assert [sum(map(len, batches)) for batches in seen] == [100, 100, 200, 200, 300, 300]
+
+    assert [told(loader, epoch) for epoch in range(6)] == seen
+    assert loader.step_of(seen[1][3][0], epoch=1) == 3
+    other = Loader(rs.open(store.path), order=Shuffled(1, window=200), batch=10)
+    other.load_state_dict(loader.state_after(3, epoch=1))
+    assert [b["i"].tolist() for b in other] == seen[1][3:]
+
+    # A state says from which epoch on it holds, and not what was before.
+    other.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert [told(other, epoch) for epoch in (4, 5)] == seen[4:]
+    for ask in (other.samples_at, other.step_of, other.state_after):
+        with pytest.raises(rs.UsageError, match=r"epoch 3 was planned for other samples.*epoch 4"):
+            ask(2, epoch=3)
+    # An epoch gone through again is over what there is now.
+    loader.set_epoch(1)
+    seen[1] = [b["i"].tolist() for b in loader]
+    assert [told(loader, epoch) for epoch in (0, 1)] == seen[:2]
+
+
+def test_epochs_of_another_number_of_processes_are_not_told(store: rs.Store) -> None:
+    two = Loader(store, batch=5, rank=1, world_size=2)
+    run(two)
+    three = Loader(store, batch=5, rank=1, world_size=3)
+    three.load_state_dict(two.state_dict())
+    with pytest.raises(rs.UsageError, match="other numbers of processes"):
+        three.samples_at(2, epoch=0)
+    assert three.samples_at(0, epoch=1).tolist() == [5, 6, 7, 8, 9]
+
+
+def test_a_state_remembers_what_it_was_refreshed_to(tmp_path: Path) -> None:
+    store = rs.create(tmp_path / "grows", {"i": rs.Field("i8")})
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(100))
+    loader = Loader(rs.open(store.path), order=Permuted(1), batch=10)
+    batches = iter(loader)
+    next(batches)
+    opened_before = Loader(rs.open(store.path), order=Permuted(1), batch=10)
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(100, 160))
+    assert loader.refresh() == 160
+    state = json.loads(json.dumps(loader.state_dict()))
+    rest, after = ids_of(batches), ids_of(loader)
+    assert len(after) == 160
+
+    for again in opened_before, Loader(rs.open(store.path), order=Permuted(1), batch=10):
+        again.load_state_dict(state)
+        assert ids_of(again) == rest
+        assert ids_of(again) == after
+
+
+def test_functions_of_one_name_that_let_other_samples_take_part_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    store = rs.create(tmp_path / "grows", {"i": rs.Field("i8")})
+
+    def under(most: int) -> Loader:
+        return Loader(rs.open(store.path), where=lambda v: v["i"] % 100 < most, batch=10)
+
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(100))
+    loader = under(80)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(100, 200))
+
+    other = under(50)
+    with pytest.raises(rs.UsageError, match="lets other samples take part"):
+        other.load_state_dict(state)
+    assert len(ids_of(other)) == 100
+    same = under(80)
+    same.load_state_dict(state)
+    assert ids_of(same) == ids_of(batches)
+
+
+def test_a_mask_is_looked_at_once_and_not_for_every_state(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = Loader(store, where=np.arange(COUNT) % 2 == 0, batch=10)
+    states = [loader.state_dict()]
+    monkeypatch.setattr("raggedstore.training.covering.hashlib", None)
+    for _ in loader:
+        states.append(loader.state_dict())
+    assert len({state["options"]["where"] for state in states}) == 1
+
+
+def test_quantiles_are_those_of_cropped_samples(tmp_path: Path) -> None:
+    with rs.create(tmp_path / "store", {"a": rs.Field("u1", (None,))}) as store:
+        with store.writer() as writer:
+            writer.extend({"a": np.zeros(n, "u1")} for n in range(10, 510))
+        cropped = Loader(
+            store, crop=Crop("a", 100), batch=Bucketed("a", 8, quantiles=4), order=Permuted(1)
+        )
+        assert len(cropped.geometry["batch"]["edges"]) >= 1
+        assert max(cropped.geometry["batch"]["edges"]) <= 100
+
+
 def test_processes_do_not_follow_a_store_each_by_itself(store: rs.Store) -> None:
     with pytest.raises(rs.UsageError, match="refresh"):
         Loader(store, world_size=2, follow=True)

@@ -58,6 +58,28 @@ def test_each_stretch_has_its_proportions(
         assert (np.abs(so_far - exact) <= 1.5).all()
 
 
+@pytest.mark.parametrize("order", [Permuted(1), Shuffled(1, window=500)])
+def test_many_stores_of_one_weight_do_not_come_all_at_once(
+    stores: list[rs.Store], order: Any
+) -> None:
+    whole = stores[0]
+    views = [whole.select(slice(None)) for _ in range(21)]
+    weights = [0.5, *[0.025] * 20]
+    mixture = Mixture(dict(zip(views, weights, strict=True)), count=600)
+    loader = Loader(mixture, order=order, batch=8)
+    positions = np.concatenate([loader.samples_at(step) for step in range(len(loader))])
+    of = positions // len(whole)
+    for k, weight in enumerate(weights):
+        assert np.abs(np.cumsum(of == k) - weight * np.arange(1, 601)).max() <= 1
+
+    # What was saved before they were staggered goes on as it began.
+    state = Loader(mixture, order=order, batch=8).state_dict()
+    del state["geometry"]["order"]["staggered"]
+    loader.load_state_dict(state)
+    begun = np.concatenate([loader.samples_at(step) for step in range(3)]) // len(whole)
+    assert begun.tolist() == [0] * 10 + [*range(1, 15)]
+
+
 def test_a_store_goes_on_where_the_last_epoch_left_it(stores: list[rs.Store]) -> None:
     loader = Loader(Mixture({stores[0]: 1, stores[1]: 1}, count=100), order=Permuted(2))
     epochs = [drawn(loader) for _ in range(6)]
