@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import raggedstore as rs
+from raggedstore.samples import Samples
 from raggedstore.training import (
     Bucketed,
     Crop,
     FixedSize,
     Loader,
+    Mixture,
     Packed,
     PackedRows,
     Permuted,
@@ -121,10 +123,22 @@ def all_steps(where: Any = range(COUNT)) -> Counter[int]:
     return Counter(1000 * i + t for i in where for t in range(length(i)))
 
 
-def ranks(store: rs.Store, world: int, **options: Any) -> list[Loader]:
+def made_of(store: rs.Store, kind: str, order: Any) -> Samples:
+    """The samples of a store as they are, or of two parts of it side by side, or mixed."""
+    if kind == "plain":
+        return store
+    parts = [store.select(slice(60)), store.select(slice(60, COUNT))]
+    if kind == "mixed" and not isinstance(order, Weighted):
+        return Mixture(dict(zip(parts, (2, 1), strict=True)), count=140)
+    return rs.concat(parts)
+
+
+def ranks(store: Samples, world: int, **options: Any) -> list[Loader]:
     return [Loader(store, rank=r, world_size=world, prefetch=0, **options) for r in range(world)]
 
 
+KINDS = ["plain", "side by side", "mixed"]
+WEIGHTED = Weighted(np.arange(COUNT) % 3, seed=5, count=200)
 MANY = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -188,7 +202,8 @@ def _same_lanes(options: dict[str, Any], world: int) -> dict[str, Any]:
 
 @MANY
 @given(
-    order=st.sampled_from([*ORDERS, Weighted(np.arange(COUNT) % 3, seed=5, count=200)]),
+    kind=st.sampled_from(KINDS),
+    order=st.sampled_from([*ORDERS, WEIGHTED]),
     rule=st.sampled_from(RULES + CUTTING),
     world=st.integers(1, 3),
     even=st.sampled_from([None, "pad", "drop"]),
@@ -197,22 +212,23 @@ def _same_lanes(options: dict[str, Any], world: int) -> dict[str, Any]:
     data=st.data(),
 )
 def test_an_interrupted_run_equals_one_that_was_not(
-    store: rs.Store, data: Any, world: int, **options: Any
+    store: rs.Store, kind: str, data: Any, world: int, **options: Any
 ) -> None:
+    samples = made_of(store, kind, options["order"])
     if options["crop"] and options["rule"].fields == ("image",):
         options["crop"] = ()
     options["batch"] = options.pop("rule")
     rank = data.draw(st.integers(0, world - 1))
-    whole = ranks(store, world, **options)[rank]
+    whole = ranks(samples, world, **options)[rank]
     batches = run(whole)
     following = run(whole)
     stop = data.draw(st.integers(0, len(batches)))
 
-    first = ranks(store, world, **options)[rank]
+    first = ranks(samples, world, **options)[rank]
     iterator = iter(first)
     got = [plain(next(iterator)) for _ in range(stop)]
     state = json.loads(json.dumps(first.state_dict()))
-    second = ranks(store, world, **options)[rank]
+    second = ranks(samples, world, **options)[rank]
     second.load_state_dict(state)
     shared = run(copy.copy(second), data.draw(st.integers(2, 3)))
     rest = run(second)
@@ -227,33 +243,54 @@ def test_an_interrupted_run_equals_one_that_was_not(
 
 @MANY
 @given(
-    order=st.sampled_from(ORDERS),
-    rule=st.sampled_from(RULES),
+    kind=st.sampled_from(KINDS),
+    order=st.sampled_from([*ORDERS, WEIGHTED]),
+    rule=st.sampled_from(RULES + CUTTING[:3]),
     before=st.integers(1, 4),
     after=st.integers(1, 4),
-    even=st.sampled_from([None, "pad"]),
+    even=st.sampled_from([None, "pad", "drop"]),
+    epoch=st.integers(0, 2),
     data=st.data(),
 )
 def test_a_run_goes_on_with_other_numbers_of_processes(
-    store: rs.Store, order: Any, rule: Any, before: int, after: int, even: Any, data: Any
+    store: rs.Store,
+    kind: str,
+    order: Any,
+    rule: Any,
+    before: int,
+    after: int,
+    even: Any,
+    epoch: int,
+    data: Any,
 ) -> None:
-    loaders = ranks(store, before, order=order, batch=rule, even=even)
+    samples = made_of(store, kind, order)
+    options = {"order": order, "batch": rule}
+    alone = Loader(samples, prefetch=0, **_same_lanes(options, before))
+    alone.set_epoch(epoch)
+    everything = run(alone)
+    loaders = ranks(samples, before, even=even, **options)
+    for loader in loaders:
+        loader.set_epoch(epoch)
     iterators = [iter(loader) for loader in loaders]
     steps = data.draw(st.integers(0, min(len(loader) for loader in loaders)))
     seen = [plain(next(iterator)) for _ in range(steps) for iterator in iterators]
     state = json.loads(json.dumps(data.draw(st.sampled_from(loaders)).state_dict()))
 
-    others = ranks(store, after, order=order, batch=rule, even=even)
+    others = ranks(samples, after, even=even, **options)
     for loader in others:
         loader.load_state_dict(state)
     rest = [run(loader, data.draw(st.integers(1, 2))) for loader in others]
 
-    came = ids(seen) + sum((ids(part) for part in rest), Counter())
-    assert set(came) == set(range(COUNT))
-    if even is None:
-        assert max(came.values(), default=1) == 1
-    else:
-        assert len({len(part) for part in rest}) == 1
+    assert seen[: len(everything)] == everything[: len(seen)]
+    left = everything[len(seen) :]
+    for rank, part in enumerate(rest):
+        mine = left[rank::after]
+        if even == "drop":
+            assert part == mine[: len(left) // after]
+            continue
+        assert part[: len(mine)] == mine
+        assert len(part) == (-(-len(left) // after) if even else len(mine))
+        assert all(extra in everything for extra in part[len(mine) :])
 
 
 @MANY
