@@ -243,6 +243,9 @@ def test_the_rule_is_the_one_it_always_was() -> None:
     assert letters(40, {"a": 4, "b": 8}, by=alike, among=24) == (
         "ab--bbb--ba-b--b----ba-a----------------"
     )
+    assert letters(40, {"a": 4, "b": 8}, by=threes, among=24) == (
+        "ab--bbb-b-a-b------bba-a----------------"
+    )
     rare = split({"train": 0.999, "valid": 0.001}, 10**6, seed=7)["valid"]
     assert rare[:4].tolist() == [851, 1729, 2202, 3707] and rare.sum() == 500000232
 
