@@ -72,7 +72,9 @@ class Crop:
             key = derive_key(self.seed, epoch, 0xC309)
             drawn = hashed(positions, key)
             if turns is not None:
-                drawn = hashed((drawn ^ hashed(turns, key)).view(np.int64), key)
+                # By another key, or sample a in turn b would be cut as sample b in turn a.
+                of_turns = hashed(turns, derive_key(self.seed, epoch, 0x70B5))
+                drawn = hashed((drawn ^ of_turns).view(np.int64), key)
             chance = (drawn >> np.uint64(11)) * 2.0**-53
             # Rounded, the product may come to room + 1.
             starts = np.minimum((chance * (room + 1)).astype(np.int64), room)

@@ -176,3 +176,10 @@ def test_fields_that_are_cropped_together_are_of_one_length(tmp_path: Path, at: 
     loader = Loader(store, batch=1, crop=Crop(["tokens", "targets"], 3, at=at))
     with pytest.raises(rs.SampleError, match="sample 0: 'tokens' is 10 long, and"):
         list(loader)
+
+
+def test_each_turn_of_each_sample_has_a_place_of_its_own() -> None:
+    positions, turns = (x.reshape(-1) for x in np.mgrid[:30, :30])
+    lengths = np.full(900, 2**40)
+    starts, _ = Crop("x", 10).windows(positions, lengths, 0, turns)
+    assert len(np.unique(starts)) == 900
