@@ -65,8 +65,12 @@ class Model(nn.Module):
 def train(out: Path, stop: int | None = None) -> None:
     """What each process does: go on from the checkpoint where there is one, up to step `stop`."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    # Had somebody committed meanwhile, the processes could be at versions of other numbers of
+    # batches, and would wait for one another for ever: all take that of process 0.
+    version = [rs.open(out / "corpus").version]
+    dist.broadcast_object_list(version)
     loader = Loader(
-        rs.open(out / "corpus"),
+        rs.open(out / "corpus", version=version[0]),
         order=Shuffled(seed=0, window="200kB"),
         batch=TokenBudget("tone", 8_000),
         rank=rank,
