@@ -6,6 +6,8 @@ unasked.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -17,6 +19,7 @@ from raggedstore.indexing import as_position
 from raggedstore.interop.collate import Collate, Ragged, Rows, to_tensors
 from raggedstore.interop.tensors import RaggedTensors, check_torch_dtype, tensor
 from raggedstore.samples import Samples
+from raggedstore.training.elsewhere import Elsewhere, Entry
 from raggedstore.training.loader import Loader
 from raggedstore.training.packing import PackedRows
 
@@ -32,12 +35,6 @@ __all__ = [
 
 _Dataset: Any = require("torch.utils.data", "torch").Dataset
 _IterableDataset: Any = require("torch.utils.data", "torch").IterableDataset
-
-_MOST_WORKERS = 1024
-#: What is known of a worker: as of which change of the main process's loader it is; what workers of
-#: one DataLoader have in common; the epoch that they began with; which DataLoader that is, counted;
-#: and the epoch that it began last.
-_CHANGES, _WHOSE, _FIRST, _TURN, _LAST = range(_COLUMNS := 5)
 
 #: A `Collate` without arguments.
 collate = Collate()
@@ -140,8 +137,13 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
     Notes
     -----
     Each time the ``DataLoader`` is gone through is the next epoch, from the one that the loader is
-    at. To choose another one, ``loader.set_epoch`` before the workers start (persistent ones start
-    once).
+    at, also where several are gone through at the same time. ``loader.epoch`` counts those that
+    workers have begun. To choose another one, ``loader.set_epoch`` before the workers start
+    (persistent ones start once, and do not see either what is iterated over without workers).
+
+    How far the loop has come, the loader does not know where workers read: within an epoch call
+    ``loader.state_after(steps, epoch=epoch)``, with `epoch` as ``loader.epoch`` was before it.
+    Without `epoch` that and the like are of the epoch that workers began last.
 
     A loader reads in threads of its own, which do not hold Python's lock: workers are for
     transforms that do. The loader's budget is each worker's, and what `on_error` sets aside is
@@ -149,7 +151,7 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
     epoch without workers to have the list.
 
     ``StatefulDataLoader`` of torchdata finds here what it needs to go on with as many workers. To
-    go on with another number of them, count the batches and save ``loader.state_after``.
+    go on with another number of them, count the batches and save `state_after`.
 
     Examples
     --------
@@ -167,12 +169,13 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         self.loader, self.ragged = loader, ragged
         for name, field in loader.samples.schema.items():
             check_torch_dtype(field.dtype, f"field {name!r}")
-        # A row for each worker, seen by all processes: its copy of the loader ends with it, when an
-        # epoch does, and the next DataLoader may have other numbers of workers.
-        torch = require("torch", "torch")
-        self._seen = torch.zeros((_MOST_WORKERS, _COLUMNS), dtype=torch.int64).share_memory_()
-        self._changes: int | None = None
-        self._listed, self._turn = False, 0
+        if loader.elsewhere is None:
+            loader.elsewhere = Elsewhere()
+        self._elsewhere = loader.elsewhere
+        #: In a worker: as of which change of the main process' loader it has its copy, how many
+        #: epochs it has begun, and whether a state says what the next one is.
+        self._change: int | None = None
+        self._rounds, self._fixed = 0, False
         self._phase, self._begun = 0, 0
         #: Where an iterator begins that has handed over nothing, and as of which change.
         self._unused: tuple[int, dict[str, Any]] | None = None
@@ -189,8 +192,6 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[Any]:
         info = require("torch.utils.data", "torch").get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        if worker >= _MOST_WORKERS:
-            raise UsageError(f"{workers} workers, and there may be {_MOST_WORKERS}")
         if info is not None:
             if self.loader.follow:
                 raise UsageError(
@@ -198,12 +199,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
                     "refresh() on the loader before an epoch's workers start"
                 )
             self._find_epoch(info)
-        elif (last := self._last_begun(self.loader.changes + 1)) is not None:
-            self._at(last + 1)  # workers have had epochs meanwhile
-        elif self._unused is not None and self._unused[0] == self.loader.changes:
-            # An iterator that handed over nothing has had no epoch: torchdata makes one and drops
-            # it where it goes on from an epoch's end.
-            self.load_state_dict(self._unused[1])
+        elif self._elsewhere.last(os.getpid(), self.loader.changes) is None:
+            self._take_unused()
         phase, self._phase = self._phase, 0
         batches = self.loader.iterate(worker, workers, phase=phase)
         begun = self.loader.state_dict()["batches"]
@@ -212,51 +209,39 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             self._unused = self.loader.changes, self.state_dict()
         return self._tensors(batches)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.loader.elsewhere = self._elsewhere
+
     def _find_epoch(self, info: Any) -> None:
-        """Have this worker's copy of the loader at the epoch that is next.
-
-        All workers of a DataLoader begin with the same one, whoever is first: a row has it before
-        it says whose it is, and that before what its worker began, and is read the other way round.
-        """
-        row, common = self._seen[info.id], int(info.seed) - int(info.id)
-        if self._changes is None:  # a copy as it was when the worker started
-            self._changes = self.loader.changes + 1
-            if self._unused is not None and self._unused[0] == self.loader.changes:
-                self.loader.load_state_dict(self._unused[1]["loader"])
-            changes, last, turn, whose, first = (
-                self._seen[:, column].clone() for column in (_CHANGES, _LAST, _TURN, _WHOSE, _FIRST)
-            )
-            known = changes == self._changes
-            mine = int(turn[info.id]) if known[info.id] else -1
-            peers = known & (whose == common) & (turn > mine)
-            if peers.any():
-                self._at(int(first[peers][0]))
-                self._turn = int(turn[peers][0])
-            elif known.any():
-                self._turn = int(turn[known].max()) + 1
-                self._at(int(last[known & (turn == self._turn - 1)].max()) + 1)
-        epoch = self.loader.epoch
-        if not self._listed:
-            if not self._turn:  # after a state was loaded here
-                known = self._seen[:, _CHANGES] == self._changes
-                self._turn = 1 + max(self._seen[known, _TURN].tolist(), default=0)
-            row[_FIRST], row[_TURN] = epoch, self._turn
-            row[_WHOSE] = common
-            self._listed = True
-        row[_LAST] = epoch
-        row[_CHANGES] = self._changes
-
-    def _last_begun(self, changes: int) -> int | None:
-        """The last epoch that workers have begun as of a change of the loader here."""
-        known = self._seen[self._seen[:, _CHANGES] == changes]
-        if not len(known):
-            return None
-        return int(known[known[:, _TURN] == known[:, _TURN].max(), _LAST].max())
-
-    def _at(self, epoch: int) -> None:
-        """Have the loader at the beginning of an epoch, unless it is in that one already."""
+        """Have this worker's copy of the loader at the epoch that the workers begin together."""
+        if self._change is None:
+            self._change = self.loader.changes
+            self._take_unused()
+        main = multiprocessing.parent_process()
+        entry = Entry(
+            starter=os.getppid() if main is None or main.pid is None else main.pid,
+            change=self._change,
+            seed=int(info.seed) - int(info.id),
+            members=info.num_workers,
+            round=self._rounds,
+            member=info.id,
+            epoch=self.loader.epoch,
+            fixed=self._fixed,
+            process=os.getpid(),
+        )
+        epoch = self._elsewhere.begin(entry)
+        self._rounds, self._fixed = self._rounds + 1, False
         if epoch != self.loader.epoch:
             self.loader.set_epoch(epoch)
+
+    def _take_unused(self) -> None:
+        """Begin where an iterator did that has handed over nothing, if nothing was done since.
+
+        It has had no epoch: torchdata makes one and drops it where it goes on from an epoch's end.
+        """
+        if self._unused is not None and self._unused[0] == self.loader.changes:
+            self.loader.load_state_dict(self._unused[1]["loader"])
 
     def _tensors(self, batches: Iterator[Any]) -> Iterator[Any]:
         schema = self.loader.samples.schema
@@ -290,7 +275,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
                 f"{self.loader.world_size}: save loader.state_after() to go on with other numbers"
             )
         is_worker = require("torch.utils.data", "torch").get_worker_info() is not None
-        if is_worker:
-            self._changes = self.loader.changes + 1  # as it is where this was copied
+        if is_worker and self._change is None:
+            self._change = self.loader.changes  # as it is where this was copied
+        self._fixed = is_worker
         self.loader.load_state_dict(loader)
         self._phase = phase if is_worker else 0  # one alone has each batch, and workers come new

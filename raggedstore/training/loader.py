@@ -10,6 +10,7 @@ is to say of an epoch (`report.py`), is no part of it.
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from raggedstore.training.columns import Collate
 from raggedstore.training.covering import Cover, check_grows, parts_of
 from raggedstore.training.crops import Crop
 from raggedstore.training.dealing import Cursor, Dealt, Even, Plan, Share, deal
+from raggedstore.training.elsewhere import Elsewhere
 from raggedstore.training.keys import check_seed
 from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
@@ -269,6 +271,8 @@ class Loader:
         self._ended = True  # whether what is to come next is an epoch's beginning
         #: How often it was said where to go on, or gone on.
         self.changes = 0
+        #: What copies in other processes have begun, where there may be some.
+        self.elsewhere: Elsewhere | None = None
         self._geometry: dict[str, dict[str, Any]] | None = None
         #: The first epoch planned as the next one is, and what those before it were planned with,
         #: as far as that is known.
@@ -310,10 +314,21 @@ class Loader:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has seen nothing yet, and stays where this one is now.
-        return {**self.__dict__, "_place": self._progress, "_watch": None, "quarantine": []}
+        place = self._progress
+        seen: dict[str, Any] = {"_watch": None, "elsewhere": None, "quarantine": []}
+        return {**self.__dict__, "_place": place, **seen}
+
+    @property
+    def _begun_elsewhere(self) -> int | None:
+        """The epoch that copies in other processes began last, if any did since a change here."""
+        return None if self.elsewhere is None else self.elsewhere.last(os.getpid(), self.changes)
 
     @property
     def _progress(self) -> _Progress:
+        begun = self._begun_elsewhere
+        if begun is not None and self._place != _Progress(begun + 1):
+            self._place, self._ended = _Progress(begun + 1), True
+            self._take_in()
         place = self._place
         return place.progress() if isinstance(place, _Place) else place
 
@@ -357,7 +372,7 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration will be."""
+        """The epoch that the next iteration will be, here or by workers of a `LoaderDataset`."""
         return self._progress.epoch + (not self._ended)
 
     def set_epoch(self, epoch: int) -> None:
@@ -366,8 +381,8 @@ class Loader:
         self._rejoined = None
         self._since = min(self._since, epoch)
         self._eras = tuple(era for era in self._eras if era.since < epoch)
-        self._take_in()
         self.changes += 1
+        self._take_in()
 
     def __repr__(self) -> str:
         words = [f"collate={self.collate!r}", f"prefetch={self.prefetch}"]
@@ -558,8 +573,9 @@ class Loader:
         worker, phase = at_least(0, worker, "worker"), at_least(0, phase, "phase")
         if worker >= at_least(1, workers, "workers"):
             raise UsageError(f"worker {worker} of {workers}: workers are counted from 0")
+        progress = self._progress
         if not self._ended:
-            self._place = _Progress(self._progress.epoch + 1)
+            self._place = _Progress(progress.epoch + 1)
             self._take_in()
         if self.follow and not self._progress.begun:
             self.refresh()
@@ -662,14 +678,17 @@ class Loader:
 
     def _take_in(self) -> None:
         """Cover what was refreshed to, unless an epoch is on: its plan is of what it began with."""
-        if self._newest is None or self._progress.begun:
+        begun = self._progress.begun  # to ask may be what takes it in
+        if self._newest is None or begun:
             return
         count, self._newest = self._newest, None
         if (count, self._base.moved) != (self._count, self._moved):
             if self._base.moved != self._moved:
                 self._eras = ()
-            elif self._geometry is not None and self._since < self._progress.epoch:
-                self._eras += (_Era(self._since, self._count, self._geometry),)
+            elif self._since < self._progress.epoch and (
+                self._geometry is not None or self._begun_elsewhere is not None
+            ):
+                self._eras += (_Era(self._since, self._count, self.geometry),)
             self._since = self._progress.epoch
             self._cover(count)
             if self._geometry is not None:
@@ -684,6 +703,8 @@ class Loader:
 
         It is what the loop has been given that counts, and not what was read ahead. All processes
         that share an epoch have the same state after as many batches, up to how it is written.
+        Where workers of torch have begun epochs, it is the beginning of the one after: within an
+        epoch, see `state_after`.
         """
         return self._state(self._progress)
 
@@ -811,7 +832,8 @@ class Loader:
         Parameters
         ----------
         epoch
-            By default the one that is on, or comes next.
+            By default the one that is on, or comes next. Where workers make the batches, nobody
+            here knows whether it is over: it is the one that they began last.
         """
         number, by_then = self._planned(epoch)
         wanted = at_least(0, batches, "batches")
@@ -834,7 +856,11 @@ class Loader:
         And the loader as it will be by then, or was: of more or fewer samples, where it was
         refreshed.
         """
-        number = self._progress.epoch if epoch is None else check_seed(epoch, what="epoch")
+        if epoch is None:
+            begun = self._begun_elsewhere
+            number = self._progress.epoch if begun is None else begun
+        else:
+            number = check_seed(epoch, what="epoch")
         if number == self._rejoined:
             raise UsageError(
                 f"epoch {number} was begun by another number of processes, so that its batches "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,153 @@ def test_each_epoch_comes_once_whatever_the_numbers_of_workers(store: rs.Store) 
     dataset = LoaderDataset(loader_of(store))
 
     assert [plain(loading(dataset, workers)) for workers in numbers] == epochs
+
+
+class _Waits:
+    """Has one worker begin only when it is told to."""
+
+    def __init__(self, worker: int, told: Any) -> None:
+        self.worker, self.told = worker, told
+
+    def __call__(self, worker: int) -> None:
+        if worker == self.worker:
+            assert self.told.wait(timeout=300)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_epochs_at_the_same_time_are_apart(store: rs.Store, method: str, persistent: bool) -> None:
+    alone = LoaderDataset(loader_of(store))
+    epochs = [plain(loading(alone, 0)) for _ in range(4)]
+    dataset = LoaderDataset(loader_of(store))
+    context = torch.multiprocessing.get_context(method)
+    told = context.Event()
+    kept = {"multiprocessing_context": context, "persistent_workers": persistent}
+    late = loading(dataset, 2, worker_init_fn=_Waits(1, told), **kept)
+    soon = loading(dataset, 2, **kept)
+
+    first = iter(late)
+    one = plain([next(first)])  # of worker 0, and worker 1 waits
+    second = iter(soon)
+    other = plain([next(second)])
+    told.set()
+
+    assert one + plain(first) == epochs[0]
+    assert other + plain(second) == epochs[1]
+    assert dataset.loader.epoch == 2
+    assert [plain(late), plain(soon)] == epochs[2:]
+    assert dataset.loader.epoch == 4
+
+
+def test_persistent_workers_and_others_take_turns(store: rs.Store) -> None:
+    alone = LoaderDataset(loader_of(store))
+    dataset = LoaderDataset(loader_of(store))
+    stay = [loading(dataset, workers, persistent_workers=True) for workers in (2, 3)]
+    once = loading(dataset, 2)
+
+    for batches in (stay[0], stay[1], once, stay[0], once, stay[1], stay[0]):
+        assert plain(batches) == plain(loading(alone, 0))
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_loader_counts_the_epochs_of_workers(store: rs.Store, anew: bool) -> None:
+    loader = loader_of(store)
+    dataset, epochs = LoaderDataset(loader), []
+    while loader.epoch < 3:
+        assert len(epochs) == loader.epoch
+        epochs.append(plain(loading(LoaderDataset(loader) if anew else dataset, 2)))
+
+    alone = LoaderDataset(loader_of(store))
+    assert epochs == [plain(loading(alone, 0)) for _ in range(3)]
+    assert loader.state_dict() == alone.loader.state_dict()
+    assert repr(loader).endswith("next is epoch 3>")
+    assert plain(LoaderDataset(loader)) == plain(alone)
+    assert loader.epoch == 4
+
+
+def test_copies_go_on_after_the_epochs_of_workers(store: rs.Store) -> None:
+    alone = loader_of(store)
+    list(alone)
+    second = plain(LoaderDataset(alone))
+    dataset = LoaderDataset(loader_of(store))
+    plain(loading(dataset, 2))
+
+    other = pickle.loads(pickle.dumps(dataset))
+
+    assert plain(LoaderDataset(dataset.loader.map(_as_it_is))) == second
+    assert plain(loading(other, 2)) == second
+    assert (dataset.loader.epoch, other.loader.epoch) == (1, 2)
+    assert plain(loading(dataset, 2)) == second
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def test_what_a_loader_plans_is_of_the_epoch_that_workers_began_last(store: rs.Store) -> None:
+    loader = loader_of(store)
+    shared = loading(LoaderDataset(loader), 2)
+    plain(shared)
+    batches = iter(shared)
+    seen = plain(next(batches) for _ in range(3))
+
+    state = loader.state_after(3)
+
+    assert loader.samples_at(1).tolist() == seen[1]["i"]
+    assert loader.step_of(seen[2]["i"][0]) == 2
+    other = loader_of(store)
+    other.load_state_dict(state)
+    assert plain(LoaderDataset(other)) == plain(batches)
+    assert loader.state_after(3) == loader.state_after(3, epoch=1) == state
+    loader.set_epoch(0)
+    assert loader.state_after(3)["epoch"] == 0
+
+
+def test_a_loader_that_was_refreshed_goes_on_after_the_epochs_of_workers(tmp_path: Path) -> None:
+    growing = rs.create(tmp_path / "store", {"i": rs.Field("int64")})
+    with growing.writer() as writer:
+        writer.extend({"i": i} for i in range(20))
+    loader = Loader(rs.open(growing.path), order=Permuted(1), batch=5)
+    shared = loading(LoaderDataset(loader), 2)
+    plain(shared)
+    with growing.writer() as writer:
+        writer.extend({"i": i} for i in range(20, 40))
+
+    assert loader.refresh() == 40
+    assert len(shared) == 8 and loader.epoch == 1
+    assert ids(plain(shared)) == Counter(range(40))
+    assert loader.epoch == 2
+
+
+def test_a_refresh_while_workers_read_leaves_the_states_of_their_epoch(tmp_path: Path) -> None:
+    growing = rs.create(tmp_path / "store", {"i": rs.Field("int64")})
+    with growing.writer() as writer:
+        writer.extend({"i": i} for i in range(20))
+    loader = Loader(rs.open(growing.path), order=Permuted(1), batch=5)
+    shared = loading(LoaderDataset(loader), 2)
+    batches = iter(shared)
+    seen = plain([next(batches)])
+    with growing.writer() as writer:
+        writer.extend({"i": i} for i in range(20, 40))
+    loader.refresh()
+
+    state = loader.state_after(1, epoch=0)
+
+    assert state == loader.state_after(1)
+    other = Loader(rs.open(growing.path), order=Permuted(1), batch=5)
+    other.load_state_dict(state)
+    rest = plain(LoaderDataset(other))
+    assert rest == plain(batches) and ids(seen + rest) == Counter(range(20))
+    assert ids(plain(shared)) == Counter(range(40))
+    assert loader.state_after(8, epoch=1)["samples"] == 40
+
+
+def test_one_seed_and_other_numbers_of_workers_are_other_epochs(store: rs.Store) -> None:
+    alone = LoaderDataset(loader_of(store))
+    dataset = LoaderDataset(loader_of(store))
+    for workers in (1, 2, 3, 2):
+        torch.manual_seed(0)
+        assert plain(loading(dataset, workers)) == plain(loading(alone, 0))
 
 
 def test_epochs_go_on_where_each_begins_with_the_same_seed(store: rs.Store) -> None:
