@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from raggedstore.errors import StorageError
+
 __all__ = ["Elsewhere", "Entry"]
 
 
@@ -85,8 +87,14 @@ class Elsewhere:
         """The epoch that a process begins, and all of its group with it."""
         row = list(astuple(entry))
         line = np.array(row, np.int64).tobytes()
-        if os.write(self._fd, line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
+        try:
+            if os.write(self._fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise StorageError(
+                f"{where}: could not note the beginning of an epoch: {error}"
+            ) from error
         rows = self._rows(entry.starter, entry.change)
         epochs, _ = _resolved(rows)
         return [epoch for other, epoch in zip(rows, epochs, strict=True) if other == row][-1]
