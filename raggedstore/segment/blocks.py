@@ -39,6 +39,7 @@ __all__ = [
     "blocks_of",
     "check_header",
     "decode_assembled",
+    "is_unwritten",
 ]
 
 HEADER = 32
@@ -53,7 +54,9 @@ _MORE_FILTERS = (3, 4, 34)
 _EXTENDED = 0x05  # both of Blosc 1's flags for shuffles say that the header has 32 bytes
 _MOST_CODEC = 4  # BloscLZ, LZ4, Snappy, Zlib, Zstandard; what follows is up to plug-ins
 _DICTIONARY = 0x01  # in the last byte
-_MOST_SPECIAL = 0x30  # in the last byte: zeros, NaNs, one value throughout; not: left as it is
+_MOST_SPECIAL = 0x40  # in the last byte: zeros, NaNs, one value throughout, never written
+_SPECIAL = 0x70
+_ZSTANDARD = 4  # the one codec whose dictionaries c-blosc2 takes
 
 Edges = npt.NDArray[np.uint32]
 Int64s = npt.NDArray[np.int64]
@@ -89,10 +92,17 @@ def check_header(header: Any) -> None:
     filters = header[16:22]
     if any(code not in _FILTERS + _MORE_FILTERS for code in filters):
         raise CorruptionError(f"Blosc2 filters that are not read, {list(filters)}")
-    if more[1] & _DICTIONARY:
-        raise CorruptionError("a Blosc2 chunk with a dictionary of its own, which is not read")
-    if more[0] or more[1] & 0x0F or more[1] > _MOST_SPECIAL:
+    if more[1] & _DICTIONARY and flags >> 5 != _ZSTANDARD:
+        raise CorruptionError(f"a Blosc2 chunk with a dictionary for codec {flags >> 5}")
+    if more[0] or more[1] & 0x0F & ~_DICTIONARY or more[1] > _MOST_SPECIAL:
         raise CorruptionError("a Blosc2 chunk that does not stand by itself")
+
+
+def is_unwritten(header: Any) -> bool:
+    """Whether a chunk stands for values that nobody wrote, which Blosc2 leaves as they were."""
+    if len(header) < HEADER or header[2] & _EXTENDED != _EXTENDED:
+        return False
+    return bool(header[31] & _SPECIAL == _MOST_SPECIAL)
 
 
 def blocks_of(frame: memoryview, size: int) -> ChunkBlocks | None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raggedstore.errors import CorruptionError, SchemaError, UsageError
-from raggedstore.segment.blocks import check_header
+from raggedstore.segment.blocks import check_header, is_unwritten
 from raggedstore.segment.forking import no_fork
 from raggedstore.units import format_bytes
 
@@ -53,6 +53,7 @@ _CHUNK_HEADER = 32
 _SPECIAL = 0x70  # in a chunk's last byte of header: it stands for values that are not there
 _ZEROS = 0x81  # in the table of chunks, the highest byte of where one lies: nowhere, all zeros
 _NANS = 0x82  # or all NaN
+_UNWRITTEN = 0x84  # or never written: then zeros here, and whatever lies in memory elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,10 +295,7 @@ def decode_frame(frame: memoryview, out: npt.NDArray[np.uint8]) -> None:
     nbytes, _, size = struct.unpack_from("<iii", frame, head + 4)
     if nbytes != out.nbytes or not _CHUNK_HEADER <= size <= len(frame) - head:
         raise CorruptionError(f"a Blosc2 chunk of {nbytes} bytes where {out.nbytes} belong")
-    try:
-        blosc2.decompress2(frame[head : head + size], dst=out, nthreads=1)
-    except (RuntimeError, ValueError) as error:
-        raise CorruptionError(f"Blosc2 could not decode a chunk: {error}") from None
+    _decompress(frame[head : head + size], out)
 
 
 def decode_blosc(chunk: memoryview, out: npt.NDArray[np.uint8]) -> None:
@@ -308,10 +306,17 @@ def decode_blosc(chunk: memoryview, out: npt.NDArray[np.uint8]) -> None:
     if nbytes != out.nbytes or not 16 <= size <= len(chunk):
         raise CorruptionError(f"a Blosc chunk of {nbytes} bytes where {out.nbytes} belong")
     check_header(bytes(chunk[:_CHUNK_HEADER]).ljust(_CHUNK_HEADER, b"\0"))
+    _decompress(chunk[:size], out)
+
+
+def _decompress(chunk: memoryview, out: npt.NDArray[np.uint8]) -> None:
+    if is_unwritten(chunk):
+        out[:] = 0
+        return
     try:
-        blosc2.decompress2(chunk[:size], dst=out, nthreads=1)
+        blosc2.decompress2(chunk, dst=out, nthreads=1)
     except (RuntimeError, ValueError) as error:
-        raise CorruptionError(f"Blosc could not decode a chunk: {error}") from None
+        raise CorruptionError(f"Blosc2 could not decode a chunk: {error}") from None
 
 
 def _decode_zeros(frame: memoryview, head: int, nbytes: int, out: npt.NDArray[np.uint8]) -> None:
@@ -319,9 +324,9 @@ def _decode_zeros(frame: memoryview, head: int, nbytes: int, out: npt.NDArray[np
     table = frame[head : head + _CHUNK_HEADER + 8]  # of one chunk: eight bytes behind a header
     (itemsize,) = struct.unpack_from(">i", frame, 48)
     special = table[-1] if len(table) == _CHUNK_HEADER + 8 else 0
-    if nbytes != out.nbytes or special not in (_ZEROS, _NANS):
+    if nbytes != out.nbytes or special not in (_ZEROS, _NANS, _UNWRITTEN):
         raise CorruptionError(f"a Blosc2 frame that is not {out.nbytes} zeros, nor has a chunk")
-    if special == _ZEROS:
+    if special in (_ZEROS, _UNWRITTEN):
         out[:] = 0
     elif itemsize in (4, 8) and nbytes % itemsize == 0:
         out.view(f"f{itemsize}")[:] = np.nan

@@ -1,5 +1,6 @@
 """Chunk tables made anew from the HDF5 file alone."""
 
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -359,6 +360,52 @@ def test_a_frame_of_nothing_but_nan_is_read(tmp_path: Path, dtype: str) -> None:
             data = file.create_dataset("x/data", (5000,), dtype, chunks=(5000,), **options)
             data.id.write_direct_chunk((0,), stored)
         assert np.isnan(rs.open(tmp_path / "x.h5").batch(range(5000))["x"]).all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_nobody_wrote_is_zeros(tmp_path: Path, whole: bool) -> None:
+    made = blosc2.SChunk(chunksize=20_000, cparams={"typesize": 4})
+    if whole:
+        made.fill_special(5000, blosc2.SpecialValue.UNINIT)
+        frame = made.to_cframe()
+    else:  # a chunk that says so, and not a frame without one
+        made.fill_special(5000, blosc2.SpecialValue.VALUE, value=np.int32(7))
+        frame = made.to_cframe()
+        (head,) = struct.unpack_from(">i", frame, 11)
+        assert frame[head + 31] == 0x30  # one value
+        frame = frame[: head + 31] + b"\x40" + frame[head + 32 :]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        options = hdf5plugin.Blosc2()
+        data = file.create_dataset("x/data", (5000,), "i4", chunks=(5000,), **options)
+        data.id.write_direct_chunk((0,), frame)
+    for _ in range(3):
+        np.full(5000, 3, "i4")  # what lies in memory
+        store = rs.open(tmp_path / "x.h5")
+        assert not store.batch(range(5000))["x"].any() and store[17]["x"] == 0
+
+
+def test_a_dictionary_is_read_as_other_tools_do(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = np.array([b"speech ", b"text ", b"image ", b"sample "])
+    values = np.frombuffer(b"".join(rng.choice(words, 30_000)), "u1")[:100_000]
+    params = blosc2.CParams(
+        codec=blosc2.Codec.ZSTD, use_dict=True, clevel=5, blocksize=4096, typesize=1, nthreads=1
+    )
+    frame = blosc2.SChunk(chunksize=100_000, data=values, cparams=params).to_cframe()
+    (head,) = struct.unpack_from(">i", frame, 11)
+    assert frame[head + 31] & 1
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        options = hdf5plugin.Blosc2()
+        data = file.create_dataset("x/data", (100_000,), "u1", chunks=(100_000,), **options)
+        data.id.write_direct_chunk((0,), frame)
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert np.array_equal(file["x/data"], values)
+
+    store = rs.open(tmp_path / "x.h5", verify=True)
+    assert np.array_equal(store.batch(range(100_000))["x"], values)
+    assert store[77_777]["x"] == values[77_777]
+    with tables.open_file(tmp_path / "x.h5") as file:
+        assert np.array_equal(rs.MemorySwapper(file.root.x.data)[5:50_000], values[5:50_000])
 
 
 def test_samples_of_others_may_lie_as_they_please(tmp_path: Path) -> None:
