@@ -29,6 +29,7 @@ from raggedstore.indexing import (
     as_position,
     as_positions,
     is_single,
+    runs_of,
     split_by_part,
 )
 from raggedstore.moments import Moments
@@ -131,7 +132,7 @@ class Samples(ABC):
         return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for block in self.blocks(np.arange(len(self), dtype=np.int64)):
+        for block in self.blocks(range(len(self))):
             yield from self._rows(block)
 
     def batch(self, key: Any) -> dict[str, Any]:
@@ -231,9 +232,8 @@ class Samples(ABC):
         # The bytes of a text say as much as the text.
         shown = field if field.kind == "array" else Field("bytes")
         hashes, done = np.empty(len(self), np.uint64), 0
-        everything = np.arange(len(self), dtype=np.int64)
         only = self.select(fields=[keys])
-        for block in only.blocks(everything, max_samples=_BLOCK_KEYS):
+        for block in only.blocks(range(len(self)), max_samples=_BLOCK_KEYS):
             values = present(shown, only.read(keys, block))
             hashes[done : done + len(block)] = splits.hash_keys(values, what=what)
             done += len(block)
@@ -251,19 +251,17 @@ class Samples(ABC):
 
         `FieldView.stats` says what they are for.
         """
-        everything = np.arange(len(self), dtype=np.int64)
-        return statistics.moments_of(self, name, everything, axes, skipna=skipna)
+        return statistics.moments_of(self, name, range(len(self)), axes, skipna=skipna)
 
     def blocks(
         self,
-        positions: Positions,
+        positions: Positions | range,
         *,
         max_bytes: int = _BLOCK_BYTES,
         max_samples: int = _BLOCK_SAMPLES,
     ) -> Iterator[Positions]:
         """`positions` in runs that decode to at most `max_bytes` (or are one sample each)."""
-        for i in range(0, len(positions), max_samples):
-            run = positions[i : i + max_samples]
+        for run in runs_of(positions, max_samples):
             total = offsets_of(self.sizes(run))
             start = 0
             while start < len(run):
@@ -303,7 +301,7 @@ class FieldView:
 
     def _blocks(self) -> Iterator[Positions]:
         only = self._samples.select(fields=[self.name])
-        return only.blocks(np.arange(len(self), dtype=np.int64))
+        return only.blocks(range(len(self)))
 
     def batch(self, key: Any) -> Any:
         """The values of a slice, list or mask as one RaggedBatch (ndarray, list for text)."""
@@ -318,13 +316,23 @@ class FieldView:
     @property
     def shapes(self) -> npt.NDArray[np.int64]:
         """(n, d) int64 shape of each sample, read without its data (text: its bytes)."""
-        return self._samples.read_shapes(self.name, np.arange(len(self), dtype=np.int64))
+        shapes = np.empty((len(self), self.field.ndim), np.int64)
+        for run, some in self._shapes():
+            shapes[run] = some
+        return shapes
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(n,) int64 first dimension of each sample (1 for scalars, text: its bytes)."""
-        shapes = self.shapes
-        return shapes[:, 0].copy() if shapes.shape[1] else np.ones(len(self), np.int64)
+        lengths = np.ones(len(self), np.int64)
+        for run, some in self._shapes() if self.field.ndim else ():
+            lengths[run] = some[:, 0]
+        return lengths
+
+    def _shapes(self) -> Iterator[tuple[slice, npt.NDArray[np.int64]]]:
+        """The shapes of some samples, one after another, and which they are."""
+        for run in runs_of(range(len(self)), _BLOCK_KEYS):
+            yield slice(run[0], run[-1] + 1), self._samples.read_shapes(self.name, run)
 
     def crop(self, indices: Any, starts: npt.ArrayLike, stops: npt.ArrayLike) -> RaggedBatch:
         """Windows of samples along their first dimension.

@@ -144,8 +144,7 @@ def sparse_matmul(samples: Samples, dense: npt.ArrayLike) -> npt.NDArray[Any]:
     native = samples.schema["values"].dtype.newbyteorder("=")
     out = np.zeros((outer, *x.shape[1:]), np.result_type(native, x))
     done = 0
-    everything = np.arange(len(samples), dtype=np.int64)
-    for block in samples.blocks(everything, max_samples=_BLOCK_SAMPLES):
+    for block in samples.blocks(range(len(samples)), max_samples=_BLOCK_SAMPLES):
         matrix, part = _matrix(samples, block, kind, width), slice(done, done + len(block))
         if kind == "csr":
             out[part] = matrix @ x

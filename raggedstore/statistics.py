@@ -21,7 +21,7 @@ import numpy.typing as npt
 from raggedstore.batch import RaggedBatch
 from raggedstore.distribution import counts_of
 from raggedstore.errors import UnknownFieldError, UsageError
-from raggedstore.indexing import Positions
+from raggedstore.indexing import Positions, runs_of
 from raggedstore.moments import Moments, check_real
 from raggedstore.schema import Field
 from raggedstore.sketch import Sketch, capacity_for
@@ -119,7 +119,7 @@ def groups_of(field: Field, axes: Axes) -> tuple[int, ...]:
 
 
 def moments_of(
-    samples: Samples, name: str, positions: Positions, axes: Axes, *, skipna: bool
+    samples: Samples, name: str, positions: Positions | range, axes: Axes, *, skipna: bool
 ) -> Moments:
     """The moments of the field `name` of the samples at `positions`, read block by block."""
     field = samples.schema[name]
@@ -136,7 +136,7 @@ def histogram_of(
     field = samples.schema[name]
     groups = groups_of(field, axes)
     total = np.zeros((math.prod(groups), len(edges) - 1), np.int64)
-    for column in _columns(samples, name, np.arange(len(samples)), axes):
+    for column in _columns(samples, name, range(len(samples)), axes):
         total += counts_of(_rows_of(column, field, axes), edges)
     return total.reshape((*groups, len(edges) - 1))
 
@@ -153,11 +153,8 @@ def quantiles_of(
     """Values of the ranks `wanted`, of their shape and then of the groups; read block by block."""
     field = samples.schema[name]
     groups = groups_of(field, axes)
-    everything, total = np.arange(len(samples)), math.prod(groups)
-    sizes = (
-        samples.read_shapes(name, everything[first : first + _SHAPES]).prod(axis=1)
-        for first in range(0, len(everything), _SHAPES)
-    )
+    everything, total = range(len(samples)), math.prod(groups)
+    sizes = (samples.read_shapes(name, run).prod(axis=1) for run in runs_of(everything, _SHAPES))
     count = sum(int(some.sum()) for some in sizes) // max(total, 1)
     sketch = Sketch.of(np.empty((total, 0), field.dtype), capacity_for(error, max(count, 1)))
     for column in _columns(samples, name, everything, axes):
@@ -176,7 +173,9 @@ def _rows_of(column: Column, field: Field, axes: Axes) -> npt.NDArray[Any]:
     return grouped.reshape(len(grouped), math.prod(grouped.shape[1:])).T
 
 
-def _columns(samples: Samples, name: str, positions: Positions, axes: Axes) -> Iterator[Column]:
+def _columns(
+    samples: Samples, name: str, positions: Positions | range, axes: Axes
+) -> Iterator[Column]:
     """The field of all samples, no more than fits into a block at a time."""
     field = samples.schema[name]
     most = _BLOCK_BYTES if _side_by_side(axes) else _SORTED_VALUES * field.dtype.itemsize

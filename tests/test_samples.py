@@ -1,5 +1,6 @@
 """Views, concatenations and statistics against the lists and arrays that they stand for."""
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,29 @@ def test_views_of_what_a_repair_cut_out_say_so(tmp_path: Path, added: int) -> No
         ):
             with pytest.raises(rs.VersionError, match="repair"):
                 read()
+
+
+def test_going_through_many_samples_holds_no_number_for_each(tmp_path: Path) -> None:
+    count = 1_000_000
+    offsets = np.arange(count + 1)
+    schema = {"x": rs.Field("u1", (None,))}
+    with rs.create(tmp_path / "many", schema) as made, made.writer() as writer:
+        writer.extend_batch({"x": rs.RaggedBatch(np.zeros(count, "u1"), offsets)})
+    store = rs.open(tmp_path / "many", budget="1MB")
+    view, out = store["x"], 8 * count
+    view.batch([0, count - 1])
+    for look, most in [
+        (lambda: next(iter(store)), 0),
+        (lambda: next(iter(view)), 0),
+        (lambda: view.stats(), 0),
+        (lambda: view.quantiles(0.5), 0),
+        (lambda: view.histogram([0, 1, 2]), 0),
+        (lambda: view.lengths, out),
+        (lambda: view.shapes, out),
+    ]:
+        tracemalloc.start()
+        look()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most + 7_500_000, look
+    assert view.lengths.tolist() == [1] * count and view.shapes.shape == (count, 1)

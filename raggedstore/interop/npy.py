@@ -287,7 +287,7 @@ def to_npy(samples: Samples, path: Source, *, progress: bool = False) -> None:
 
 def _write_dense(only: Samples, folder: Path, name: str, field: Field, advance: Any) -> None:
     with _Growing(folder / f"{name}.npy", field.dtype, field.shape) as rows:
-        for block in only.blocks(np.arange(len(only))):
+        for block in only.blocks(range(len(only))):
             column = only.read(name, block)
             assert isinstance(column, np.ndarray)
             rows.append(column)
@@ -301,7 +301,7 @@ def _write_ragged(only: Samples, folder: Path, name: str, field: Field, advance:
         _Growing(folder / f"{name}.shapes.npy", np.dtype(np.int64), (field.ndim,)) as shapes,
     ):
         offsets.append(np.zeros(1, np.int64))
-        for block in only.blocks(np.arange(len(only))):
+        for block in only.blocks(range(len(only))):
             batch = only.read(name, block)
             assert isinstance(batch, RaggedBatch)
             offsets.append(batch.offsets[1:] + values.rows)

@@ -185,9 +185,8 @@ def export(
 
 
 def _copy(samples: Samples, writer: SegmentWriter, *, progress: bool) -> None:
-    positions = np.arange(len(samples), dtype=np.int64)
     with track("exporting", len(samples), enabled=progress) as advance:
-        for block in samples.blocks(positions):
+        for block in samples.blocks(range(len(samples))):
             parts = {}
             for name in samples.schema:
                 column = samples.read(name, block)

@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from raggedstore.errors import RaggedStoreError
 from raggedstore.moments import Moments
 from raggedstore.schema import Field
@@ -64,8 +62,7 @@ class Summaries:
                 found = self._read(entry, field, key)
             if found is None:
                 first, last = parts.starts[number : number + 2].tolist()
-                positions = np.arange(first, last)
-                found = moments_of(snapshot, name, positions, axes, skipna=skipna)
+                found = moments_of(snapshot, name, range(first, last), axes, skipna=skipna)
                 if isinstance(entry, SegmentEntry) and self._write:
                     self._keep(entry, key, found)
             if isinstance(entry, SegmentEntry) and len(found.to_bytes()) <= _MOST_BYTES:

@@ -189,8 +189,9 @@ def verify_field(
     if spec.is_ragged:
         _verify_ragged(reader, name, first, damaged, lost, messages, report)
         return
-    rows = np.arange(reader.table.samples) // lost[DATA].unit_rows
-    damaged |= lost[DATA].bad[rows] if len(rows) else False
+    unit = lost[DATA].unit_rows
+    for number in np.flatnonzero(lost[DATA].bad).tolist():
+        damaged[number * unit : (number + 1) * unit] = True
     for column, number, message in messages:
         sample = lost[column].first_row(number)
         report.faults.append(_fault_of_chunk(reader.name, name, first, sample, message))

@@ -334,7 +334,7 @@ class Writer:
         Those of a store, a view or `Items` are taken in bulk.
         """
         if isinstance(samples, Samples):
-            for block in samples.blocks(np.arange(len(samples))):
+            for block in samples.blocks(range(len(samples))):
                 self.extend_batch(samples.batch(block))
             return
         if not isinstance(samples, Iterable):
