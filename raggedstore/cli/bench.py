@@ -26,6 +26,7 @@ from raggedstore.samples import Samples
 from raggedstore.segment.codec import decode_frame, encode_frame
 from raggedstore.segment.context import ReadContext
 from raggedstore.segment.profiles import PROFILES, choose
+from raggedstore.segment.profiles import profile as default_of
 from raggedstore.segment.reader import SegmentReader
 from raggedstore.segment.table import DatasetTable
 from raggedstore.segment.tasks import run
@@ -282,7 +283,8 @@ def _trials(samples: Samples, name: str, count: int) -> Iterator[Trial]:
     if not data.nbytes:
         return
     for profile in PROFILES:
-        compression = choose(profile, data, field.dtype.itemsize, row)
+        itemsize = field.dtype.itemsize
+        compression = choose(profile, data, itemsize, row) or default_of(profile, itemsize)
         rows = min(compression.chunk_rows(row, field.dtype.itemsize)[0], len(data))
         chunks = [data[i : i + rows] for i in range(0, len(data) - rows + 1, rows)]
         begin = time.perf_counter()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +173,7 @@ class BlockTable:
     Parameters
     ----------
     header
-        The header that its compressed chunks share, sizes left out.
+        The header that its compressed chunks share, sizes left out. Others have no blocks here.
     nbytes
         Raw bytes in a block.
     edges
@@ -200,7 +201,9 @@ class BlockTable:
         ]
         if not known or len(chunks) * (len(known[0].edges) - 1) > _MOST_BLOCKS:
             return None
-        header = next((blocks.header for blocks in known if not blocks.raw), known[0].header)
+        # Chunks before the first that a profile could be chosen by may have others.
+        headers = Counter(blocks.header for blocks in known if not blocks.raw)
+        header = headers.most_common(1)[0][0] if headers else known[0].header
         nbytes = known[0].nbytes
         count = chunk_nbytes // nbytes
         edges = np.zeros((len(chunks), count + 1), np.uint32)

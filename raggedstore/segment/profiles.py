@@ -24,6 +24,8 @@ __all__ = ["ENOUGH", "PROFILES", "check_profile", "choose", "profile"]
 ENOUGH = 2**16
 #: Of the first so many bytes one block in so many is tried, as long as that is enough.
 _TRIED, _EVERY = 2**19, 4
+#: What all candidates take to less than this is next to constant, and shows nothing either.
+_NOTHING = 0.02
 
 _FAST = Compression("lz4", 9, ())
 _BALANCED = Compression("zstd", 1, ())
@@ -85,8 +87,8 @@ def choose(
     itemsize: int,
     row_nbytes: int,
     apply: Callable[..., Iterable[float]] = map,
-) -> Compression:
-    """The compression that the profile `name` picks for data like `raw`.
+) -> Compression | None:
+    """The compression that the profile `name` picks for data like `raw`; None if that can't tell.
 
     Parameters
     ----------
@@ -110,13 +112,16 @@ def choose(
         return first
     rows = raw.reshape(-1).view(np.uint8).reshape(-1, row_nbytes)[: max(_TRIED // row_nbytes, 1)]
 
-    def cost(candidate: _Candidate) -> float:
+    def ratio(candidate: _Candidate) -> float:
         block = candidate.compression.chunk_rows(row_nbytes, itemsize)[1]
         part = rows[: max(len(rows) // block, 1) * block]  # whole blocks, as chunks are
         if part.nbytes >= _EVERY * ENOUGH:  # blocks know nothing of one another
             part = part.reshape(-1, block, row_nbytes)[::_EVERY].reshape(-1, row_nbytes)
         size = compressed_size(part, itemsize, row_nbytes, candidate.compression)
-        return size / part.nbytes + candidate.handicap
+        return size / part.nbytes
 
-    costs = list(apply(cost, tried))
+    ratios = list(apply(ratio, tried))
+    if max(ratios) < _NOTHING:
+        return None
+    costs = [ratio + candidate.handicap for ratio, candidate in zip(ratios, tried, strict=True)]
     return tried[costs.index(min(costs))].compression

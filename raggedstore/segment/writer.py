@@ -171,11 +171,12 @@ class _ColumnWriter:
                 self._emit(chunk)
 
     def _choose(self, rows: npt.NDArray[Any]) -> None:
-        """Try the profile on the first chunk, unless that is too short to tell anything."""
+        """Try the profile on the first chunk that is long enough, and no silence, to tell by."""
         if isinstance(self.compression, str) and rows.nbytes >= ENOUGH:
             itemsize, pool = self.column.dtype.itemsize, self._owner.pool
-            self.compression = choose(self.compression, rows, itemsize, self._row, pool.map)
-            self._compression = self.compression
+            chosen = choose(self.compression, rows, itemsize, self._row, pool.map)
+            if chosen is not None:
+                self.compression = self._compression = chosen
 
     def _emit(self, chunk: npt.NDArray[Any], rows: int | None = None) -> None:
         """Have a chunk encoded, whose first `rows` are data."""

@@ -47,8 +47,10 @@ def test_any_data_gets_a_choice_that_cuts_chunks_as_the_first_candidate_does(
     name: str, dtype: np.dtype, nbytes: int, row: tuple[int, ...]
 ) -> None:
     row_nbytes = dtype.itemsize * int(np.prod(row, dtype=int))
-    raw = np.zeros((max(nbytes // row_nbytes, 1), *row), dtype)
+    count = max(nbytes // row_nbytes, 1)
+    raw = np.random.default_rng(0).integers(0, 99, (count, *row)).astype(dtype)
     chosen = choose(name, raw, dtype.itemsize, row_nbytes)
+    assert chosen is not None
     first = profile(name, dtype.itemsize)
     assert chosen.codec == first.codec and chosen.level == first.level
     assert chosen.chunk_rows(row_nbytes, dtype.itemsize) == first.chunk_rows(
@@ -77,6 +79,16 @@ def test_the_same_data_gets_the_same_choice() -> None:
 def test_too_little_data_is_not_tried() -> None:
     words_then = words(ENOUGH // 2 - 1)
     assert choose("fast", words_then, 2, 2) == profile("fast", 2)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("value", [0, 7])
+def test_silence_shows_nothing_to_choose_by(name: str, value: int) -> None:
+    assert choose(name, np.full(2**18, value, "i2"), 2, 2) is None
+    little = np.full(2**18, value, "i2")
+    little[::9000] += 1
+    assert choose(name, little, 2, 2) is None
+    assert choose(name, np.concatenate([little, speech()])[-(2**18) :], 2, 2) is not None
 
 
 @pytest.mark.parametrize("name", ["", "FAST", "tiny"])

@@ -334,6 +334,30 @@ def test_profiles_are_settled_by_the_first_that_could_choose(tmp_path: Path) -> 
     assert store.compression == parts[1].compressions
 
 
+@pytest.mark.parametrize("profile", ["fast", "balanced", "small"])
+def test_a_profile_is_not_settled_by_silence(tmp_path: Path, profile: str) -> None:
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal(900_000) * 300).astype("int16")
+    silence = np.zeros(300_000, "int16")
+    silence[::10_000] = 1
+    store = rs.create(tmp_path / "store", {"x": rs.Field("int16", (None,))}, profile=profile)
+    with store.writer() as writer:
+        writer.append({"x": silence})
+    assert store.compression == {"x": profile}
+    with store.writer() as writer:
+        writer.append({"x": silence})
+        writer.append({"x": noise})
+
+    chosen = store.compression["x"]
+    assert isinstance(chosen, rs.Compression) and chosen.filters
+    assert store.verify().ok
+    for i, x in enumerate([silence, silence, noise]):
+        np.testing.assert_array_equal(store[i]["x"], x)
+    starts = np.arange(0, 900_000, 50_000)
+    got = store["x"].crop(np.full(len(starts), 2), starts, starts + 10)
+    np.testing.assert_array_equal(got.values, np.concatenate([noise[a : a + 10] for a in starts]))
+
+
 def test_what_is_sealed_and_not_adopted_is_in_no_version(store: rs.Store) -> None:
     left = sealed(store.path, 1, 2)
 
