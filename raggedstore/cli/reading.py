@@ -77,11 +77,11 @@ def info(corpus: str, as_json: bool) -> None:
 
 
 def _stored_as(store: Any, name: str) -> dict[str, str]:
-    """How a field of a store is compressed; nothing is known of a single file's."""
-    if not isinstance(store, rs.Store):
-        return {}
+    """How a field is compressed; of a single file nothing may be known."""
     choice = store.compression[name]
-    if isinstance(choice, str):
+    if not choice:
+        return {}
+    if isinstance(store, rs.Store) and isinstance(choice, str):
         return {"compression": f"{choice}, to be chosen when there is more data"}
     return {"compression": str(choice)}
 

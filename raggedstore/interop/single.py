@@ -14,6 +14,7 @@ from raggedstore import kernel
 from raggedstore.batch import RaggedBatch
 from raggedstore.errors import CorruptionError, FormatError, NotAStoreError
 from raggedstore.indexing import Positions
+from raggedstore.layout import DATA
 from raggedstore.progress import track
 from raggedstore.samples import Column, Samples
 from raggedstore.schema import Schema
@@ -118,6 +119,12 @@ class SingleFile(Samples):
         # As it lies there now and with its checksums, however it was opened.
         reader = _reader(self._path, ReadContext(BUDGET), group=group, checksums=True)
         return verify_file(reader, progress=progress)
+
+    @property
+    def compression(self) -> dict[str, str]:
+        """What each field's values were compressed with, as far as their chunks say so."""
+        tables = {name: columns[DATA] for name, columns in self._reader.table.datasets.items()}
+        return {name: str(table.blocks or "") for name, table in tables.items()}
 
     def read(self, name: str, positions: Positions) -> Column:
         field = self.schema[name]

@@ -28,6 +28,7 @@ import xxhash
 
 from raggedstore import kernel
 from raggedstore.errors import CorruptionError
+from raggedstore.units import format_bytes
 
 __all__ = [
     "BlockTable",
@@ -52,6 +53,8 @@ _RAW = np.uint32(2**31)  # set in a chunk's first edge where its blocks are not 
 _FILTERS = (0, 1, 2, 35)
 # Those besides that other tools write: delta, truncated precision, bytedelta as it once was.
 _MORE_FILTERS = (3, 4, 34)
+_FILTER_NAMES = {1: "shuffle", 2: "bitshuffle", 35: "bytedelta"}
+_CODECS = {0: "blosclz", 1: "lz4", 2: "snappy", 3: "zlib", 4: "zstd"}
 _EXTENDED = 0x05  # both of Blosc 1's flags for shuffles say that the header has 32 bytes
 _MOST_CODEC = 4  # BloscLZ, LZ4, Snappy, Zlib, Zstandard; what follows is up to plug-ins
 _DICTIONARY = 0x01  # in the last byte
@@ -216,6 +219,13 @@ class BlockTable:
                 if blocks.raw:
                     edges[i, 0] |= _RAW
         return cls(header, nbytes, edges, checks)
+
+    def __str__(self) -> str:
+        """What its chunks were compressed with, and the size of their blocks."""
+        codec = self.header[2] >> 5
+        names = [_CODECS.get(codec, f"codec {codec}")]
+        names += [_FILTER_NAMES.get(n, f"filter {n}") for n in self.header[16:22] if n]
+        return f"{' + '.join(names)}, blocks of {format_bytes(self.nbytes)}"
 
     def is_raw(self, chunk: Any) -> Any:
         """Whether a chunk, or each of an array of chunks, holds its blocks uncompressed."""

@@ -56,6 +56,17 @@ def test_info_says_what_the_store_is(corpus, run):
     }
 
 
+def test_info_says_how_a_single_file_is_compressed(run, tmp_path):
+    profile = rs.Compression("zstd", 1, ("shuffle",), block_bytes=2**13)
+    with rs.create(tmp_path / "store", {"x": rs.Field("i4", (None,))}, profile=profile) as store:
+        with store.writer() as writer:
+            writer.extend({"x": np.arange(5000, dtype="i4")} for _ in range(40))
+        store.export(tmp_path / "x.h5")
+    facts = json.loads(run("info", tmp_path / "x.h5", "--json")[1])
+    assert facts["fields"]["x"]["compression"] == "zstd + shuffle, blocks of 8.2 kB"
+    assert "zstd + shuffle" in run("info", tmp_path / "x.h5")[1]
+
+
 def test_info_head_ls_show_and_stats_take_a_single_file(corpus, run, tmp_path):
     out_file = tmp_path / "one.h5"
     assert run("export", corpus, out_file)[0] == 0
