@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +102,18 @@ class _Era:
     since: int
     count: int  #: samples, before any is left out
     geometry: dict[str, dict[str, Any]]
+
+
+#: Held while a thread finds out which epoch it begins, of whatever loader.
+_beginning = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _beginning
+    _beginning = threading.Lock()  # a thread that the child doesn't have may hold the other
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Loader:
@@ -573,15 +586,17 @@ class Loader:
         worker, phase = at_least(0, worker, "worker"), at_least(0, phase, "phase")
         if worker >= at_least(1, workers, "workers"):
             raise UsageError(f"worker {worker} of {workers}: workers are counted from 0")
-        progress = self._progress
-        if not self._ended:
-            self._place = _Progress(progress.epoch + 1)
-            self._take_in()
-        if self.follow and not self._progress.begun:
-            self.refresh()
-        self._place, self._ended = replace(self._progress, begun=True), False
-        self.changes += 1
-        begun, skip = self._progress, self.on_error == "skip"
+        with _beginning:  # or two threads would take one epoch
+            progress = self._progress
+            if not self._ended:
+                self._place = _Progress(progress.epoch + 1)
+                self._take_in()
+            if self.follow and not self._progress.begun:
+                self.refresh()
+            begun = replace(self._progress, begun=True)
+            self._place, self._ended = begun, False
+            self.changes += 1
+        skip = self.on_error == "skip"
         stages = Stages(self._transforms, begun.epoch, skip=skip)
         budget = self._divided
         reader = Reader(

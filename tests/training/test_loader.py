@@ -224,6 +224,32 @@ def test_iterators_of_one_loader_are_independent(store: rs.Store) -> None:
     assert [labels(side) for side in zip(*pairs, strict=True)] == alone
 
 
+def test_threads_that_begin_at_once_have_epochs_of_their_own(store: rs.Store) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(20):
+            loader = Loader(store, order=Permuted(1), batch=50, prefetch=0)
+            begin, found = threading.Barrier(6), list[tuple[int, ...]]()
+
+            def run(
+                loader: Loader = loader,
+                begin: threading.Barrier = begin,
+                found: list[tuple[int, ...]] = found,
+            ) -> None:
+                begin.wait()
+                found.append(tuple(labels(loader)))
+
+            threads = [threading.Thread(target=run) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(set(found)) == 6 and loader.epoch == 6
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_where_takes_a_mask_or_positions(store: rs.Store) -> None:
     even = np.arange(COUNT) % 2 == 0
     chosen = [7, 3, 3, -1]
