@@ -100,6 +100,8 @@ def check_header(header: Any) -> None:
         raise CorruptionError(f"a Blosc2 chunk with a dictionary for codec {flags >> 5}")
     if more[0] or more[1] & 0x0F & ~_DICTIONARY or more[1] > _MOST_SPECIAL:
         raise CorruptionError("a Blosc2 chunk that does not stand by itself")
+    if is_unwritten(header) and struct.unpack_from("<i", header, 12) != (HEADER,):
+        raise CorruptionError("a Blosc2 chunk that nobody wrote to, and yet has bytes")
 
 
 def is_unwritten(header: Any) -> bool:

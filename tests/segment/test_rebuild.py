@@ -373,7 +373,9 @@ def test_what_nobody_wrote_is_zeros(tmp_path: Path, whole: bool) -> None:
         frame = made.to_cframe()
         (head,) = struct.unpack_from(">i", frame, 11)
         assert frame[head + 31] == 0x30  # one value
-        frame = frame[: head + 31] + b"\x40" + frame[head + 32 :]
+        size = struct.pack("<i", 32)
+        header = frame[head : head + 12] + size + frame[head + 16 : head + 31] + b"\x40"
+        frame = frame[:head] + header + frame[head + 32 :]
     with h5py.File(tmp_path / "x.h5", "w") as file:
         options = hdf5plugin.Blosc2()
         data = file.create_dataset("x/data", (5000,), "i4", chunks=(5000,), **options)
