@@ -203,10 +203,10 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             self._take_unused()
         phase, self._phase = self._phase, 0
         batches = self.loader.iterate(worker, workers, phase=phase)
-        begun = self.loader.state_dict()["batches"]
-        self._begun = begun - phase * self.loader.batches_a_step
+        state = self.loader.state_dict()
+        self._begun = state["batches"] - phase * self.loader.batches_a_step
         if info is None:
-            self._unused = self.loader.changes, self.state_dict()
+            self._unused = self.loader.changes, state
         return self._tensors(batches)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -241,7 +241,7 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         It has had no epoch: torchdata makes one and drops it where it goes on from an epoch's end.
         """
         if self._unused is not None and self._unused[0] == self.loader.changes:
-            self.loader.load_state_dict(self._unused[1]["loader"])
+            self.loader.load_state_dict(self._unused[1])
 
     def _tensors(self, batches: Iterator[Any]) -> Iterator[Any]:
         schema = self.loader.samples.schema

@@ -282,13 +282,13 @@ def _trials(samples: Samples, name: str, count: int) -> Iterator[Trial]:
     row = data.itemsize * int(np.prod(data.shape[1:], dtype=np.int64))
     if not data.nbytes:
         return
+    itemsize = field.dtype.itemsize
     for profile in PROFILES:
-        itemsize = field.dtype.itemsize
         compression = choose(profile, data, itemsize, row) or default_of(profile, itemsize)
-        rows = min(compression.chunk_rows(row, field.dtype.itemsize)[0], len(data))
+        rows = min(compression.chunk_rows(row, itemsize)[0], len(data))
         chunks = [data[i : i + rows] for i in range(0, len(data) - rows + 1, rows)]
         begin = time.perf_counter()
-        frames = [encode_frame(c, field.dtype.itemsize, row, compression) for c in chunks]
+        frames = [encode_frame(c, itemsize, row, compression) for c in chunks]
         encoded = time.perf_counter()
         out = np.empty(rows * row, np.uint8)
         for frame in frames:

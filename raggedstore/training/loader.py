@@ -620,7 +620,7 @@ class Loader:
     def _iterate(
         self,
         begun: _Progress,
-        jobs: Jobs[Made | None],
+        jobs: Jobs[Made],
         abreast: int,
         budget: Budget,
         stages: Stages,
@@ -636,8 +636,8 @@ class Loader:
             read: Made | None = None
             while True:
                 since = time.perf_counter()
-                read = read.rest() if read is not None and read.rest else None
-                if read is None and (read := next(lists, None)) is None:
+                read = read.rest() if read is not None and read.rest else next(lists, None)
+                if read is None:
                     break
                 watch.reading(read.facts, time.perf_counter() - since)
                 place = _Place(begun, world, read.dealt, read.first - 1)
@@ -816,7 +816,7 @@ class Loader:
             since = min(at_least(0, state.get("since", 0), "since"), epoch)
             newest = state.get("refreshed")
             if newest is not None:
-                newest = at_least(0, newest, "refreshed")
+                newest = at_least(count, newest, "refreshed")
             left = tuple(Picks.from_json(lists) for lists in state["left"])
             for picks in left:
                 if len(picks) and not 0 <= picks.positions.min() <= picks.positions.max() < count:
@@ -882,7 +882,6 @@ class Loader:
                 f"cannot be counted from the beginning: ask again from the next one on, or take "
                 f"state_dict() where the loader itself is iterated over"
             )
-        by_then = copy.copy(self)
         if number < self._since:
             era = next((era for era in reversed(self._eras) if era.since <= number), None)
             if era is None or self._base.moved != self._moved:
@@ -891,11 +890,13 @@ class Loader:
                     f"processes, than those from epoch {self._since} on, and this loader does not "
                     f"know for which"
                 )
+            by_then = copy.copy(self)
             by_then._cover(era.count)
             by_then._since, by_then._geometry = era.since, era.geometry
             return number, by_then
         if self._newest is None or number <= self._progress.epoch:
             return number, self
+        by_then = copy.copy(self)
         by_then.set_epoch(number)
         return number, by_then
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ class Made:
     facts: Facts
     #: Reads the batches that come next, where they turned out too large to be read with these:
     #: for whoever is through with these to call.
-    rest: Callable[[], Made | None] | None = None
+    rest: Callable[[], Made] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ class Reader:
         if own and samples.concurrent and not stages and budget.ahead:
             self.abreast = _ABREAST
 
-    def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made | None]:
+    def jobs(self, deals: Iterator[Dealt]) -> Jobs[Made]:
         """Jobs that make lists of batches."""
         deals = _first_alone(deals)
         if self._windowed:
@@ -259,7 +260,7 @@ class Reader:
         else:
             yield from self._reads(deals)
 
-    def _reads(self, deals: Iterable[Dealt]) -> Jobs[Made | None]:
+    def _reads(self, deals: Iterable[Dealt]) -> Jobs[Made]:
         """Jobs that decode batches straight from the store."""
         beside = 1  # how many reads the next one is made beside, and it; the first is made alone
         for dealt in deals:
@@ -411,28 +412,28 @@ class Reader:
             picked = [batches.span(i, i + 1).picks for i in range(len(batches))]
             dressed = self._stages.batches(dressed, picked)
         made, became = self._collated(dressed)
-        if became:
+        if self._stages or any(map(operator.is_not, made, dressed)):
             # Padding counts: it may make ten times as much of what is read.
             self._pace.note(nbytes, became, time.perf_counter() - begun)
-        later = (self._collate(batch) for batch in _popped(dressed))
+        later = map(self._collate, _popped(dressed[len(made) :]))
         facts = Facts(kept, edges, nbytes, extents, gone)
         return Made(itertools.chain(_popped(made), later), dealt, first, facts)
 
     def _collated(self, batches: list[Columns]) -> tuple[list[Any], int]:
         """What is made of batches, and about how many bytes it would be of all of them.
 
-        Batches that would make it larger than a read should be are left in the list: one long
-        sample may be a thousand times as large once all beside it are padded.
+        Only of the first where all would be larger than a read should be: one long sample may be a
+        thousand times as large once all beside it are padded.
         """
-        count, made, became = len(batches), [], 0
+        made: list[Any] = []
+        became = 0
         for batch in batches:
             if became > self._budget.read:
                 break
             made.append(self._collate(batch))
             if self._stages or made[-1] is not batch:
                 became += columns.nbytes_of(made[-1])
-        del batches[: len(made)]
-        return made, became * count // max(len(made), 1)
+        return made, became * len(batches) // max(len(made), 1)
 
     def _mapped(self, shown: Columns, picks: Picks, there: Int64s | None, lost: Lost) -> Columns:
         """Each sample transformed; those that fail go to `lost`."""
@@ -478,7 +479,7 @@ class Reader:
 
     def _decode(
         self, dealt: Dealt, first: int, last: int, windows: Windows, abreast: int, room: int
-    ) -> Made | None:
+    ) -> Made:
         """The batches of a read that is made beside others, `abreast` in all.
 
         Where they come to more than `room` bytes, as many of them as should make a read.
@@ -489,27 +490,23 @@ class Reader:
             with sharing(abreast), at_most(room):
                 decoded, lost = self._read(positions, windows)
         except TooMuch:
-            return self._by_and_by(dealt.span(first, last), windows)()
+            part = dealt.span(first, last)
+            each = self._bytes(part.batches.picks, windows, exact=True)
+            parts = list(_parts(part.batches, each, Pace(self._budget.read)))
+            return self._by_and_by(part, windows, parts)
         return self._made(decoded, dealt, first, last, lost)
 
-    def _by_and_by(self, part: Dealt, windows: Windows) -> Callable[[], Made | None]:
-        """What makes the batches of `part`, at each call as many as are to be a read."""
-        each = self._bytes(part.batches.picks, windows, exact=True)
-        parts = list(_parts(part.batches, each, Pace(self._budget.read)))[::-1]
-
-        def make() -> Made | None:
-            if not parts:
-                return None
-            first, last = parts.pop()
-            span = slice(int(part.batches.edges[first]), int(part.batches.edges[last]))
-            made = self._decode(part, first, last, _of(windows, span), 1, _ANY)
-            return made and replace(made, rest=make)
-
-        return make
+    def _by_and_by(self, dealt: Dealt, windows: Windows, parts: list[tuple[int, int]]) -> Made:
+        """The first part of some batches, from which to which, and with it what makes the rest."""
+        (first, last), *others = parts
+        span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
+        made = self._decode(dealt, first, last, _of(windows, span), 1, _ANY)
+        rest = partial(self._by_and_by, dealt, windows, others) if others else None
+        return replace(made, rest=rest)
 
     # By way of windows
 
-    def _from_windows(self, deals: Iterator[Dealt]) -> Jobs[Made | None]:
+    def _from_windows(self, deals: Iterator[Dealt]) -> Jobs[Made]:
         windows = results(
             self._window_jobs(deals),
             count=min(self._budget.ahead, 1),

@@ -349,6 +349,10 @@ def test_who_saw_what_when(store: rs.Store) -> None:
         ({"left": [[[10**6], None, None, None]]}, "damaged"),
         ({"samples": 10**6}, "only 157"),
         ({"geometry": None}, "no state"),
+        ({"refreshed": COUNT - 1}, "refreshed must be at least 157"),
+        ({"refreshed": 10**6}, "only 157"),
+        ({"since": -1}, "since must be at least 0"),
+        ({"taking_part": "x"}, "lets other samples take part"),
     ],
 )
 def test_states_that_are_none_are_refused_and_change_nothing(

@@ -199,15 +199,23 @@ def test_what_a_loader_plans_is_of_the_epoch_that_workers_began_last(store: rs.S
     assert loader.state_after(3)["epoch"] == 0
 
 
+def numbered(store: rs.Store, first: int, last: int) -> None:
+    with store.writer() as writer:
+        writer.extend({"i": i} for i in range(first, last))
+
+
+def of_twenty(tmp_path: Path) -> tuple[rs.Store, Loader]:
+    """A store that may grow, and a loader of its first samples."""
+    store = rs.create(tmp_path / "store", {"i": rs.Field("int64")})
+    numbered(store, 0, 20)
+    return store, Loader(rs.open(store.path), order=Permuted(1), batch=5)
+
+
 def test_a_loader_that_was_refreshed_goes_on_after_the_epochs_of_workers(tmp_path: Path) -> None:
-    growing = rs.create(tmp_path / "store", {"i": rs.Field("int64")})
-    with growing.writer() as writer:
-        writer.extend({"i": i} for i in range(20))
-    loader = Loader(rs.open(growing.path), order=Permuted(1), batch=5)
+    growing, loader = of_twenty(tmp_path)
     shared = loading(LoaderDataset(loader), 2)
     plain(shared)
-    with growing.writer() as writer:
-        writer.extend({"i": i} for i in range(20, 40))
+    numbered(growing, 20, 40)
 
     assert loader.refresh() == 40
     assert len(shared) == 8 and loader.epoch == 1
@@ -216,15 +224,11 @@ def test_a_loader_that_was_refreshed_goes_on_after_the_epochs_of_workers(tmp_pat
 
 
 def test_a_refresh_while_workers_read_leaves_the_states_of_their_epoch(tmp_path: Path) -> None:
-    growing = rs.create(tmp_path / "store", {"i": rs.Field("int64")})
-    with growing.writer() as writer:
-        writer.extend({"i": i} for i in range(20))
-    loader = Loader(rs.open(growing.path), order=Permuted(1), batch=5)
+    growing, loader = of_twenty(tmp_path)
     shared = loading(LoaderDataset(loader), 2)
     batches = iter(shared)
     seen = plain([next(batches)])
-    with growing.writer() as writer:
-        writer.extend({"i": i} for i in range(20, 40))
+    numbered(growing, 20, 40)
     loader.refresh()
 
     state = loader.state_after(1, epoch=0)

@@ -42,6 +42,7 @@ from raggedstore.training import (
     Weighted,
     Windowed,
 )
+from raggedstore.training.reading import Pace
 from tests.training.epochs import handed_over
 
 SCHEMA = {
@@ -832,3 +833,12 @@ def test_no_end_waits_for_a_function_that_does_not_come_back(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def test_batches_of_no_known_size_set_the_pace_too(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(Pace, "note", lambda _, read, became, seconds: noted.append(became))
+    batches = list(Loader(store, batch=10).map(lambda batch: object()))
+    assert len(batches) == 11 and noted and not any(noted)
