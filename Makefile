@@ -1,4 +1,5 @@
-# make test     set up .venv once and run the tests       PYTEST_ARGS="-k swapper -x" narrows them
+# make test     set up .venv once and run the tests       PYTEST_ARGS="-k swapper -x" narrows them,
+#               and JOBS=0 runs them one after another, as a debugger needs it
 # make demo     speech, text and images to stores and into a small model; pictures in demo/out
 # make bench    raggedstore beside its peers on real data; figures and a plot in .bench
 # make campaigns  kill, damage, attack and starve stores for some hours; each campaign prints what it
@@ -17,6 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 CORPORA ?= .bench/corpora
 BENCH_ARGS ?= --runs 5
 CAMPAIGNS ?= kill many forks year corrupt hostile fuzz faults full power peers
@@ -34,7 +36,7 @@ SOURCES := $(wildcard raggedstore tests examples benchmarks demo tools)
 .PHONY: test demo bench campaigns lint format clean
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 demo: $(INSTALLED_DEMO)
 	$(BIN)/python demo/demo.py

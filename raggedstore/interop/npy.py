@@ -189,7 +189,7 @@ def _written(folder: Path, mode: str) -> dict[str, OnDisk]:
     """The fields of a folder that `to_npy` wrote."""
     path = folder / _SCHEMA
     with _opened(path) as file:
-        data = file.read(MAX_BYTES + 1)
+        data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     if len(data) > MAX_BYTES:
         raise FormatError(f"{path}: too large for a schema")
     try:

@@ -222,7 +222,8 @@ def read_file(path: Path, most: int | None = None) -> bytes:
             closing(Descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)) as file,
             open(file.number, "rb", closefd=False) as stream,
         ):
-            data = stream.read(most + 1)
+            # What is asked for is allocated, however little there is.
+            data = stream.read(min(os.fstat(file.number).st_size, most) + 1)
     except (FileNotFoundError, CorruptionError):
         raise
     except OSError as error:
