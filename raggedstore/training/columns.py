@@ -8,7 +8,8 @@ each field has one form through an epoch: the one declared for it, or else that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ __all__ = [
     "as_they_are",
     "collator",
     "keep_rows",
+    "made_bytes",
     "nbytes_of",
     "show",
     "spans",
@@ -386,6 +388,11 @@ def collator(
     raise UsageError(f"collate is 'ragged', 'padded' or a function of a batch, got {collate!r}")
 
 
+def made_bytes(collate: Callable[[Columns], Any], batches: Iterable[Any]) -> list[int] | None:
+    """About how many bytes `collate` makes of each batch; None where only it knows."""
+    return list(map(collate.nbytes, batches)) if isinstance(collate, _Padded) else None
+
+
 def as_they_are(columns: Columns) -> Columns:
     """The columns themselves."""
     return columns
@@ -443,6 +450,21 @@ class _Padded:
             else:
                 padded[name] = column
         return padded
+
+    def nbytes(self, columns: Any) -> int:
+        """About how many bytes it makes of a batch."""
+        if not isinstance(columns, Mapping):
+            return nbytes_of(columns)
+        total = 0
+        for column in columns.values():
+            if isinstance(column, RaggedBatch):
+                dims = column.shapes.max(axis=0, initial=0).tolist()
+                total += math.prod(dims) * len(column) * column.dtype.itemsize
+            elif isinstance(column, PackedRows):
+                total += column.batch.nbytes + 16 * math.prod(column.shape)
+            else:
+                total += nbytes_of(column)
+        return total
 
     def _turned(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.ascontiguousarray(array.swapaxes(0, 1)) if self._time_first else array

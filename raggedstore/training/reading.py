@@ -107,6 +107,11 @@ class Budget:
     read: int  #: of a read or piece: so little that as many as may be ahead fit
     ahead: int  #: how many reads may be ahead of the loop
 
+    @property
+    def alone(self) -> int:
+        """Of which size on a batch is made when the loop asks for it, and not ahead."""
+        return (self.ready + self.windows) // 8
+
     @classmethod
     def of(
         cls, total: int, ahead: int, *, windowed: bool = False, mixed: int = 0, copies: int = 1
@@ -412,7 +417,7 @@ class Reader:
             picked = [batches.span(i, i + 1).picks for i in range(len(batches))]
             dressed = self._stages.batches(dressed, picked)
         made, became = self._collated(dressed)
-        if self._stages or any(map(operator.is_not, made, dressed)):
+        if self._stages or not made or any(map(operator.is_not, made, dressed)):
             # Padding counts: it may make ten times as much of what is read.
             self._pace.note(nbytes, became, time.perf_counter() - begun)
         later = map(self._collate, _popped(dressed[len(made) :]))
@@ -422,17 +427,21 @@ class Reader:
     def _collated(self, batches: list[Columns]) -> tuple[list[Any], int]:
         """What is made of batches, and about how many bytes it would be of all of them.
 
-        Only of the first where all would be larger than a read should be: one long sample may be a
-        thousand times as large once all beside it are padded.
+        Only of the first where all would be larger than a read should be, and of none that would be
+        too large to lie ready: one long sample may be a thousand times as large once all beside it
+        are padded.
         """
+        sizes = columns.made_bytes(self._collate, batches)
         made: list[Any] = []
         became = 0
-        for batch in batches:
-            if became > self._budget.read:
+        for i, batch in enumerate(batches):
+            if became > self._budget.read or (sizes and sizes[i] > self._budget.alone):
                 break
             made.append(self._collate(batch))
             if self._stages or made[-1] is not batch:
                 became += columns.nbytes_of(made[-1])
+        if sizes:
+            return made, sum(sizes)
         return made, became * len(batches) // max(len(made), 1)
 
     def _mapped(self, shown: Columns, picks: Picks, there: Int64s | None, lost: Lost) -> Columns:
