@@ -82,8 +82,10 @@ $(INSTALLED_DEMO): pyproject.toml $(INSTALLED)
 	$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
+# The last two ask for torchvision, and with it for another PyTorch, but need neither here.
 $(INSTALLED_BENCH): pyproject.toml $(INSTALLED)
 	$(PIP) install --quiet --editable '.[bench]'
+	-$(PIP) install --quiet --no-deps litdata mosaicml-streaming
 	@touch $@
 
 clean:

@@ -36,6 +36,8 @@ from benchmarks.peers import PEERS, Peer
 
 CHILD = Path(__file__).resolve().with_name("measure.py")
 WATCH_SECONDS = 0.002
+#: Modules whose packages are called otherwise.
+_PACKAGES = {"lance": "pylance", "streaming": "mosaicml-streaming"}
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         "gets": options.gets,
     }
     modules = {module for peer in PEERS.values() for module in peer.modules}
-    packages = sorted({package for m in modules for package in (m, {"lance": "pylance"}.get(m, m))})
+    packages = sorted({package for m in modules for package in (m, _PACKAGES.get(m, m))})
     report: dict[str, Any] = {"machine": machine(packages), "settings": settings}
     report["runs"] = options.runs
     report["corpora"] = {}

@@ -1,14 +1,7 @@
-"""LitData: chunks that are read through, shuffled among themselves and within.
-
-Not compressed. Whole chunks compressed are unpacked beside themselves when they are first read,
-and from then on that is what is read. Compressed in batches they are decoded each time: 9,500
-samples of speech a second in place of 16,600, the first after ten seconds, and images that were
-written so cannot be read.
-"""
+"""LitData: chunks that are read through, shuffled among themselves and within."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,10 +9,7 @@ from pathlib import Path
 from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting
 from benchmarks.loading.padding import Batch, collate, formed
-
-#: With its usual chunks of 64 MB two workers have one each, and wait for each other for seconds.
-CHUNKS = 32
-CHUNK_BYTES = 2**26
+from benchmarks.peers import litdata as files
 
 
 class LitData(Loading):
@@ -32,25 +22,10 @@ class LitData(Loading):
     modules = ("torch", "litdata")
 
     def load(self) -> None:
-        # Else it asks the package index, each time, whether there is a newer one.
-        os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"
-        super().load()
+        files.LitData().load()
 
     def write(self, folder: Path, corpus: Corpus) -> None:
-        os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder / "cache")
-        os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(folder / "cache")
-        self.load()
-        import litdata
-
-        litdata.optimize(
-            corpus.__getitem__,
-            list(range(len(corpus))),
-            str(folder / "x"),
-            chunk_bytes=max(2**18, min(CHUNK_BYTES, corpus.nbytes // CHUNKS)),
-            num_workers=1,
-            start_method="fork",
-            verbose=False,
-        )
+        files.LitData().write(folder, corpus)
 
     def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         import litdata

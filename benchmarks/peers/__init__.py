@@ -7,7 +7,9 @@ from benchmarks.peers.arrow import ArrowIpc
 from benchmarks.peers.base import Batch, Flat, Peer, Reader
 from benchmarks.peers.hdf5 import H5pyFlat, H5pyVlen, PyTables, PyTablesOnOurs
 from benchmarks.peers.lance import Lance
+from benchmarks.peers.litdata import LitData
 from benchmarks.peers.lmdb import Lmdb
+from benchmarks.peers.mds import MDS
 from benchmarks.peers.memmap import Memmap
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.parquet import Parquet
@@ -43,5 +45,7 @@ _ALL: list[Peer] = [
     ArrayRecord(1, "zstd:1"),
     ArrayRecord(64, "zstd:1"),
     WebDataset(),
+    MDS(),
+    LitData(),
 ]
 PEERS: dict[str, Peer] = {peer.name: peer for peer in _ALL}

@@ -207,6 +207,13 @@ def parts_of(order: Int64s, batch: int) -> Iterator[list[int]]:
         yield part
 
 
+def batched(samples: Iterable[Array], batch: int) -> Iterator[list[Array]]:
+    """Samples in lists of `batch`."""
+    samples = iter(samples)
+    while held := list(itertools.islice(samples, batch)):
+        yield held
+
+
 class IndexBuilder:
     """Offsets and shapes of samples that come one at a time."""
 

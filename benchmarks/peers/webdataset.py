@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.corpora import Corpus
-from benchmarks.peers.base import Array, Batch, Peer, Reader
+from benchmarks.peers.base import Array, Batch, Peer, Reader, batched
 
 #: Samples in the buffer that a shuffle draws from: WebDataset's documentation uses 1,000.
 BUFFER = 1_000
@@ -59,14 +59,9 @@ class _Reader(Reader):
             )
 
     def _batches(self, samples: Iterator[dict[str, Any]], batch: int) -> Iterator[Batch]:
-        held: list[Array] = []
-        for sample in samples:
-            held.append(np.lib.format.read_array(io.BytesIO(sample["npy"]), allow_pickle=False))
-            if len(held) == batch:
-                yield held
-                held = []
-        if held:
-            yield held
+        found = (io.BytesIO(sample["npy"]) for sample in samples)
+        arrays = (np.lib.format.read_array(data, allow_pickle=False) for data in found)
+        return batched(arrays, batch)
 
     def sequential(self, batch: int) -> Iterator[Batch]:
         return self._batches(self._samples(), batch)
