@@ -30,6 +30,8 @@ def _all() -> list[Loading]:
         Direct("fast", "shuffled", careful=True),
         Direct("fast", "permuted", careful=False),
         Direct("fast", "permuted", careful=True),
+        Direct("fast", "shuffled", careful=True, halved=True),
+        Direct("fast", "permuted", careful=True, halved=True),
         Direct("balanced", "shuffled", careful=False),
         Direct("balanced", "permuted", careful=False),
         Direct("uncompressed", "shuffled", careful=True),
