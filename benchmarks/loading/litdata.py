@@ -11,6 +11,10 @@ from benchmarks.loading.base import Loading, Setting
 from benchmarks.loading.padding import Batch, collate, formed
 from benchmarks.peers import litdata as files
 
+#: With its usual chunks of 64 MB two workers have one each, and wait for each other for seconds.
+CHUNKS = 32
+CHUNK_BYTES = 2**26
+
 
 class LitData(Loading):
     """`StreamingDataset` on a local folder, by `StreamingDataLoader`."""
@@ -22,17 +26,16 @@ class LitData(Loading):
     modules = ("torch", "litdata")
 
     def load(self) -> None:
-        files.LitData().load()
+        files.LitData(None).load()
 
     def write(self, folder: Path, corpus: Corpus) -> None:
-        files.LitData().write(folder, corpus)
+        chunk_bytes = max(2**18, min(CHUNK_BYTES, corpus.nbytes // CHUNKS))
+        files.LitData(None, chunk_bytes).write(folder, corpus)
 
     def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         import litdata
 
-        dataset = litdata.StreamingDataset(
-            str(folder / "x"), cache_dir=str(folder / "cache"), shuffle=True, seed=setting.seed
-        )
+        dataset = files.opened(folder, shuffle=True, seed=setting.seed)
         loader = litdata.StreamingDataLoader(
             dataset,
             batch_size=setting.batch,

@@ -13,6 +13,7 @@ from benchmarks.corpora import Corpus
 from benchmarks.loading.base import Loading, Setting, data_loader
 from benchmarks.loading.padding import Batch, collate, formed
 from benchmarks.peers import mds
+from benchmarks.peers.base import Records
 
 
 class MDS(Loading):
@@ -40,11 +41,11 @@ class MDS(Loading):
             batch_size=setting.batch,
             num_canonical_nodes=1,
         )
-        found = partial(_collate, records=mds.Records(folder), flat=setting.flat)
+        found = partial(_collate, records=Records(folder), flat=setting.flat)
         loader = data_loader(dataset, setting, found)
         while True:
             yield formed(loader, flat=setting.flat)
 
 
-def _collate(rows: list[dict[str, bytes]], records: mds.Records, *, flat: bool) -> Batch:
-    return collate(list(map(records.decode, rows)), flat=flat)
+def _collate(rows: list[dict[str, bytes]], records: Records, *, flat: bool) -> Batch:
+    return collate([records.decode(row["x"]) for row in rows], flat=flat)

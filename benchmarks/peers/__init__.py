@@ -46,6 +46,7 @@ _ALL: list[Peer] = [
     ArrayRecord(64, "zstd:1"),
     WebDataset(),
     MDS(),
-    LitData(),
+    LitData(None),
+    LitData("zstd:1"),
 ]
 PEERS: dict[str, Peer] = {peer.name: peer for peer in _ALL}

@@ -200,6 +200,37 @@ class ChunkedReader(FlatReader):
         return np.concatenate(parts)
 
 
+class Records:
+    """Samples as bytes: the shape (unless one-dimensional) and the values.
+
+    Parameters
+    ----------
+    folder
+        Where `describe` has said what they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        dtype, ndim = (folder / "type").read_text().split()
+        self._dtype, self._ndim = np.dtype(dtype), int(ndim)
+        self._head = 4 * self._ndim if self._ndim > 1 else 0
+
+    @staticmethod
+    def describe(folder: Path, like: Corpus) -> None:
+        """Note dtype and dimensions."""
+        (folder / "type").write_text(f"{like.dtype.str} {like.ndim}")
+
+    @staticmethod
+    def encode(sample: Array) -> bytes:
+        """The record of a sample."""
+        head = np.array(sample.shape, "<u4").tobytes() if sample.ndim > 1 else b""
+        return head + sample.tobytes()
+
+    def decode(self, record: bytes) -> Array:
+        """The sample of a record, a view of it."""
+        flat = np.frombuffer(record, self._dtype, offset=self._head)
+        return flat.reshape(np.frombuffer(record, "<u4", self._ndim)) if self._head else flat
+
+
 def parts_of(order: Int64s, batch: int) -> Iterator[list[int]]:
     """An order in lists of `batch` ints."""
     for i in range(0, len(order), batch):
