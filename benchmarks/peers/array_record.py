@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.corpora import Corpus
-from benchmarks.peers.base import Array, Batch, Int64s, Peer, Reader
+from benchmarks.peers.base import Array, Batch, Int64s, Peer, Reader, Records
 
 MODULE = "array_record.python.array_record_module"
 
 
 class ArrayRecord(Peer):
-    """A record is the shape (unless one-dimensional) and the sample's bytes."""
+    """Records of bytes: see `Records`."""
 
     modules = ("array_record", MODULE)
 
@@ -35,10 +33,9 @@ class ArrayRecord(Peer):
 
         writer = ArrayRecordWriter(str(folder / "x.array_record"), self.options)
         for sample in samples:
-            head = np.array(sample.shape, "<u4").tobytes() if sample.ndim > 1 else b""
-            writer.write(head + sample.tobytes())
+            writer.write(Records.encode(sample))
         writer.close()
-        (folder / "type").write_text(f"{like.dtype.str} {like.ndim}")
+        Records.describe(folder, like)
 
     def open(self, folder: Path, cache_bytes: int) -> Reader:
         return _Reader(folder)
@@ -50,15 +47,9 @@ class _Reader(Reader):
 
         self._open = ArrayRecordReader
         self._path = str(folder / "x.array_record")
-        dtype, ndim = (folder / "type").read_text().split()
-        self._dtype, self._ndim = np.dtype(dtype), int(ndim)
-        self._head = 4 * self._ndim if self._ndim > 1 else 0
+        self._decode = Records(folder).decode
         # Its own documentation's advice for random access; epochs in order get another reader.
         self._random = ArrayRecordReader(self._path, "readahead_buffer_size:0,max_parallelism:0")
-
-    def _decode(self, record: bytes) -> Array:
-        flat = np.frombuffer(record, self._dtype, offset=self._head)
-        return flat.reshape(np.frombuffer(record, "<u4", self._ndim)) if self._head else flat
 
     def sequential(self, batch: int) -> Iterator[Batch]:
         # By ranges: faster than record by record with its read-ahead, on speech and on tokens.

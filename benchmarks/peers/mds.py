@@ -7,7 +7,7 @@ here.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Iterable, Iterator
