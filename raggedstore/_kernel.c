@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { HEADER = 32 }; /* bytes, of a Blosc2 chunk */
@@ -374,6 +375,46 @@ static int decode_blocks(const Job *job, void *context, int64_t a, int64_t b, ui
            library.decompress(context, job->stored, (int32_t)size, to, (int32_t)nbytes) == nbytes;
 }
 
+/* Whether a piece lies in uncompressed blocks that follow one another in the file. */
+static int is_raw(const Job *job, int64_t first, int64_t last, int64_t p) {
+    int64_t block = job->block, from = job->froms[p], count = job->counts[p];
+    if (count < 1 || !within(from - first * block, count, (last - first) * block) ||
+        !within(job->places[p], count, job->out_size))
+        return 0;
+    for (int64_t i = from / block; i <= (from + count - 1) / block; i++)
+        if (!job->raw[i] || job->begins[i] < 0 || job->begins[i] > INT64_MAX / 2 || job->sizes[i] != block ||
+            (i > from / block && job->begins[i] != job->begins[i - 1] + block))
+            return 0;
+    return 1;
+}
+
+/* Read such a piece to where it belongs, not by way of scratch memory, but for a block that it has only
+   a part of where all of that is held against a checksum. */
+static int read_raw(const Job *job, int64_t p) {
+    int64_t block = job->block, from = job->froms[p], count = job->counts[p], begin = job->begins[from / block];
+    int64_t skip = from % block, over = (from + count) % block;
+    uint8_t *out = job->out + job->places[p];
+    if (!job->checks) return fetch(job, begin + skip, count, out);
+    int64_t head = !skip ? 0 : count < block - skip ? count : block - skip;
+    int64_t tail = count > head ? over : 0, body = count - head - tail, size = 0;
+    struct iovec parts[3];
+    int n = 0;
+    if (head) parts[n++] = (struct iovec){job->decoded, (size_t)block};
+    if (body) parts[n++] = (struct iovec){out + head, (size_t)body};
+    if (tail) parts[n++] = (struct iovec){job->decoded + block, (size_t)block};
+    for (int i = 0; i < n; i++) size += (int64_t)parts[i].iov_len;
+    if (job->fd < 0 || preadv(job->fd, parts, n, (off_t)begin) != size)
+        for (int i = 0; i < n; begin += (int64_t)parts[i++].iov_len)
+            if (!fetch(job, begin, (int64_t)parts[i].iov_len, parts[i].iov_base)) return 0;
+    const uint32_t *check = job->checks + from / block;
+    for (int i = 0; i < n; i++)
+        for (size_t at = 0; at < parts[i].iov_len; at += (size_t)block)
+            if ((uint32_t)library.digest((uint8_t *)parts[i].iov_base + at, (size_t)block) != *check++) return 0;
+    memcpy(out, job->decoded + skip, (size_t)head);
+    memcpy(out + head + body, job->decoded + block, (size_t)tail);
+    return 1;
+}
+
 static int do_group(const Job *job, void *context, int64_t group) {
     int64_t first = job->block_edges[group], last = job->block_edges[group + 1];
     int64_t p = job->piece_edges[group], end = job->piece_edges[group + 1];
@@ -388,6 +429,14 @@ static int do_group(const Job *job, void *context, int64_t group) {
         decoded = job->out + job->places[p];
     else if (nbytes > job->decoded_size)
         return 0;
+    /* Blocks that many pieces share are better read once. */
+    int direct = !at_once && (end - p) * (job->checks ? 2 : 1) <= last - first &&
+                 2 * job->block <= job->decoded_size;
+    for (int64_t q = p; q < end && direct; q++) direct = is_raw(job, first, last, q);
+    if (direct) {
+        while (p < end && read_raw(job, p)) p++;
+        return p == end;
+    }
     for (int64_t a = first, b; a < last; a = b) {
         for (b = a; b < last && job->raw[b] == job->raw[a]; b++)
             if (job->begins[b] < 0 || job->begins[b] > INT64_MAX / 2 || job->sizes[b] <= 0 ||

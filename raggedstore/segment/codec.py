@@ -46,6 +46,7 @@ _FILTERS = {
     "bitshuffle": blosc2.Filter.BITSHUFFLE,
     "bytedelta": blosc2.Filter.BYTEDELTA,
 }
+_BLOCK, _STORED_BLOCK = 2**14, 2**12
 _MAX_FILTERS = 2
 _MAX_ITEM = 16  # larger items gain nothing from filters
 _MIN_FRAME = 87  # the shortest header that c-blosc2 writes
@@ -71,7 +72,8 @@ class Compression:
     chunk_bytes
         Raw bytes in a chunk, the unit that is read at once.
     block_bytes
-        Raw bytes in a block, the unit within a chunk that can be decoded alone.
+        Raw bytes in a block, the unit within a chunk that can be decoded alone; 0 for 16 KiB, or
+        4 KiB where they are stored as they are: nothing is gained by reading more than is wanted.
     item_bytes
         What the filters take for one item; 0 for the size of the field's own.
     """
@@ -80,13 +82,15 @@ class Compression:
     level: int = 1
     filters: tuple[str, ...] = ("shuffle",)
     chunk_bytes: int = 2**19
-    block_bytes: int = 2**14
+    block_bytes: int = 0
     item_bytes: int = 0
 
     def __post_init__(self) -> None:
         numbers = (self.level, self.chunk_bytes, self.block_bytes, self.item_bytes)
         if any(type(number) is not int for number in numbers):
             raise UsageError("level, chunk_bytes, block_bytes and item_bytes are ints")
+        if self.block_bytes == 0:
+            object.__setattr__(self, "block_bytes", _BLOCK if self.level else _STORED_BLOCK)
         if not isinstance(self.codec, str) or self.codec not in _CODECS:
             raise UsageError(f"codec must be one of {', '.join(_CODECS)}, got {self.codec!r}")
         if not 0 <= self.level <= 9:
@@ -104,7 +108,7 @@ class Compression:
         if not 1 <= self.chunk_bytes <= 2**30:
             raise UsageError(f"chunk_bytes must be 1 to 2**30, got {self.chunk_bytes}")
         if not 512 <= self.block_bytes <= 2**29:
-            raise UsageError(f"block_bytes must be 512 to 2**29, got {self.block_bytes}")
+            raise UsageError(f"block_bytes must be 512 to 2**29, or 0, got {self.block_bytes}")
         if not 0 <= self.item_bytes <= _MAX_ITEM:
             raise UsageError(f"item_bytes must be 0 to {_MAX_ITEM}, got {self.item_bytes}")
 

@@ -461,6 +461,10 @@ class ColumnReader:
             self._context.blocks_decoded += count
             self.went_on(start, stop)
             return self._view(raw)
+        if not self.block_nbytes and 0 < stop - start < self.chunk_rows - low:
+            rows = self.fetch(chunk)[low : low + stop - start].copy()
+            self.went_on(start, stop)
+            return rows
         return self.read(np.array([start], np.int64), np.array([stop], np.int64))
 
     def went_on(self, start: int, stop: int) -> None:

@@ -160,11 +160,19 @@ def test_a_frame_of_another_size_is_refused() -> None:
         {"chunk_bytes": 0},
         {"chunk_bytes": 2**31},
         {"block_bytes": 1},
+        {"block_bytes": False},
     ],
 )
 def test_compressions_that_are_not_written_are_refused(wrong: dict) -> None:
     with pytest.raises(rs.UsageError):
         rs.Compression(**wrong)
+
+
+def test_blocks_of_what_is_not_compressed_are_smaller_unless_said() -> None:
+    assert rs.Compression("lz4", 1).block_bytes == 2**14
+    assert rs.Compression("lz4", 0).block_bytes == 2**12
+    assert rs.Compression("lz4", 0, block_bytes=2**13).block_bytes == 2**13
+    assert rs.Compression.from_json(rs.Compression(level=0).to_json()).block_bytes == 2**12
 
 
 @pytest.mark.parametrize("compression", [rs.Compression("lz4", 9), rs.Compression("zstd", 1)])

@@ -54,7 +54,7 @@ def column_of(path: Path, table: SegmentTable, budget: int, check: bool = True) 
 def test_any_ranges_read_as_from_an_array(
     segment: tuple[Path, SegmentTable], budget: int, data: st.DataObject
 ) -> None:
-    column = column_of(*segment, budget)
+    column = column_of(*segment, budget, data.draw(st.booleans()))
     want = values()
     for _ in range(3):
         starts = np.array(data.draw(st.lists(st.integers(0, ROWS), max_size=30)), np.int64)
