@@ -36,6 +36,7 @@ def _all() -> list[Loading]:
         Direct("balanced", "permuted", careful=False),
         Direct("uncompressed", "shuffled", careful=True),
         Direct("uncompressed", "permuted", careful=True),
+        Direct("uncompressed", "permuted", careful=True, halved=True),
         ThroughLoaderDataset("fast", careful=False),
         ThroughLoaderDataset("fast", careful=True),
         ThroughMapDataset("fast", careful=False),
