@@ -285,6 +285,8 @@ def test_whatever_it_is_told_it_stays_within_its_buffers(
         for _ in range(data.draw(st.integers(1, 3))):
             name = data.draw(st.sampled_from(NUMBERS))
             lies = getattr(layout, name).copy()
+            if not len(lies):  # cut to nothing before
+                continue
             at = data.draw(st.integers(0, len(lies) - 1))
             near = np.clip(int(lies[at]) + np.arange(-9, 10, dtype=object), HUGE[0], HUGE[-1])
             lies[at] = data.draw(st.sampled_from([*HUGE, *near.tolist()]))
