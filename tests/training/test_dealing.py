@@ -353,7 +353,8 @@ def test_where_a_unit_ends_soon_the_sizes_of_the_next_are_read_with_its_own(
         resumed = loader()
         resumed.load_state_dict(state)
         assert [plain(batch) for batch in resumed] == batches[done:]
-        together += asked[0] == 64
+        # Of both at once, and then of what each has left over from the one before.
+        together += len(asked) > 2 and asked[1] + asked[2] < asked[0]
     assert together > len(states) // 3  # in the last unit, and where one begins, there is none
 
 
