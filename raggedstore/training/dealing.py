@@ -128,70 +128,33 @@ class Plan:
     ) -> None:
         self._units, self._rule, self._geometry = units, rule, geometry
         self._sizes, self._drop_last = sizes, drop_last
-        self._seen: dict[int, _Fresh] = {}
 
     def __len__(self) -> int:
         return len(self._units)
 
-    def unit(
-        self, number: int, left: Sequence[Picks], *, ahead: bool = False
-    ) -> tuple[Batches, list[Picks]]:
-        """The batches of a unit, and what each of its lanes has left over for the next.
-
-        Who may want the next unit as well has the sizes of both read at once, `ahead`: under a
-        random order both lie in much the same blocks, which take as long to decode for one.
-        """
-        fresh = self._seen.pop(number, None)
-        if fresh is None:
-            fresh = _Fresh(*self._lanes(number))
-            if ahead and self._sizes is not None and number + 1 < len(self):
-                then = self._seen[number + 1] = _Fresh(*self._lanes(number + 1))
-                fresh.measure(self._sizes, then)
+    def unit(self, number: int, left: Sequence[Picks]) -> tuple[Batches, list[Picks]]:
+        """The batches of a unit, and what each of its lanes has left over for the next."""
+        lanes, turns = self._units[number], self._units.turns(number)
         last = number == len(self) - 1
+        # As one at the end, so that there is one short batch at most.
         if last or self._rule.shared:
-            left = [Picks.join(left)]
+            lanes, left = [np.concatenate(lanes)], [Picks.join(left)]
+            turns = None if turns is None else [np.concatenate(turns)]
         made, over = [], []
-        for lane, positions in enumerate(fresh.lanes):
+        for lane, fresh in enumerate(lanes):
             held = left[lane] if lane < len(left) else Picks.none()
             sizes = None
-            if self._sizes is not None and fresh.sizes:
-                sizes = np.concatenate([self._sizes(held.positions), fresh.sizes[lane]])
-            elif self._sizes is not None:
-                sizes = self._sizes(np.concatenate([held.positions, positions]))
+            if self._sizes is not None:
+                sizes = self._sizes(np.concatenate([held.positions, fresh]))
             key = self._units.key
             if key is not None:
                 key = derive_key(int(key[0]), number, lane)
-            of_fresh = None if fresh.turns is None else fresh.turns[lane]
-            pool = Pool(held, positions, of_fresh, sizes, key, last, self._drop_last)
+            of_fresh = None if turns is None else turns[lane]
+            pool = Pool(held, fresh, of_fresh, sizes, key, last, self._drop_last)
             batches, rest = self._rule.plan(pool, self._geometry)
             made.append(batches)
             over.append(rest)
         return _in_turn(made), over
-
-    def _lanes(self, number: int) -> tuple[list[Int64s], list[Int64s] | None]:
-        """The positions of a unit, and which draw of the epoch each is where they are drawn."""
-        lanes, turns = self._units[number], self._units.turns(number)
-        # As one at the end, so that there is one short batch at most.
-        if number == len(self) - 1 or self._rule.shared:
-            lanes = [np.concatenate(lanes)]
-            turns = None if turns is None else [np.concatenate(turns)]
-        return lanes, turns
-
-
-@dataclass(slots=True, eq=False)
-class _Fresh:
-    """A unit's samples, lane by lane, and their sizes where those were read before."""
-
-    lanes: list[Int64s]
-    turns: list[Int64s] | None
-    sizes: list[Int64s] = field(default_factory=list)
-
-    def measure(self, sizes: Callable[[Int64s], Int64s], other: _Fresh) -> None:
-        """Read the sizes of both units at once."""
-        lanes = [*self.lanes, *other.lanes]
-        ends = np.cumsum([len(lane) for lane in lanes])
-        parts = np.split(sizes(np.concatenate(lanes)), ends[:-1])
-        self.sizes, other.sizes = parts[: len(self.lanes)], parts[len(self.lanes) :]
 
 
 def _in_turn(lanes: Sequence[Batches]) -> Batches:
@@ -227,7 +190,7 @@ def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0)
 
     for number in range(cursor.unit, len(plan)):
         before = left
-        batches, left = plan.unit(number, before, ahead=skip > 0)
+        batches, left = plan.unit(number, before)
         if skip >= len(batches):
             skip -= len(batches)
             continue
