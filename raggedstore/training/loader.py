@@ -104,13 +104,13 @@ class _Era:
     geometry: dict[str, dict[str, Any]]
 
 
-#: Held while a thread finds out which epoch it begins, of whatever loader.
-_beginning = threading.Lock()
+#: Held while a thread finds out which epoch it begins, or says how far it is, of whatever loader.
+_beginning = threading.RLock()
 
 
 def _after_fork() -> None:
     global _beginning
-    _beginning = threading.Lock()  # a thread that the child doesn't have may hold the other
+    _beginning = threading.RLock()  # a thread that the child doesn't have may hold the other
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -644,16 +644,18 @@ class Loader:
                 for batch in read.batches:
                     place.number += 1
                     # Unless another iterator has been begun meanwhile.
-                    if self._place is latest:
-                        self._place = latest = place
+                    with _beginning:
+                        if self._place is latest:
+                            self._place = latest = place
                     watch.given += 1
                     if read.facts.lost:
                         self._set_aside(watch.lost(int(read.dealt.steps[place.number])))
                     yield batch
                     del batch  # so that the loop alone holds it
-            if self._place is latest:
-                self._place, self._ended = _Progress(begun.epoch + 1), True
-                self._take_in()
+            with _beginning:
+                if self._place is latest:
+                    self._place, self._ended = _Progress(begun.epoch + 1), True
+                    self._take_in()
             whole = True
         finally:
             watch.ended(whole=whole, processes=stages.processes)

@@ -228,7 +228,7 @@ def test_threads_that_begin_at_once_have_epochs_of_their_own(store: rs.Store) ->
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        for _ in range(20):
+        for _ in range(100):
             loader = Loader(store, order=Permuted(1), batch=50, prefetch=0)
             begin, found = threading.Barrier(6), list[tuple[int, ...]]()
 
