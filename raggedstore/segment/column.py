@@ -461,7 +461,10 @@ class ColumnReader:
             self._context.blocks_decoded += count
             self.went_on(start, stop)
             return self._view(raw)
-        if not self.block_nbytes and 0 < stop - start < self.chunk_rows - low:
+        # Of a chunk without blocks a part costs all of it; the whole goes straight to its place.
+        if not self.block_nbytes and 0 < stop - start <= min(
+            self.chunk_rows - low, self.chunk_rows - 1
+        ):
             rows = self.fetch(chunk)[low : low + stop - start].copy()
             self.went_on(start, stop)
             return rows

@@ -84,6 +84,28 @@ def test_any_rows_read_as_from_an_array(
         np.testing.assert_array_equal(got, want[positions] if positions else want[:0])
 
 
+@settings(deadline=None)
+@given(data=st.data())
+def test_parts_of_chunks_without_blocks_read_as_from_an_array(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    rows = data.draw(st.integers(1, 600))
+    want = np.arange(rows, dtype="i4")
+    level = data.draw(st.integers(0, 1))
+    whole = rs.Compression("lz4", level, (), chunk_bytes=512, block_bytes=512)
+    path = tmp_path_factory.mktemp("segment") / "a.h5"
+    with ThreadPoolExecutor(1) as pool:
+        writer = SegmentWriter(path, rs.Schema({"x": rs.Field("i4")}), {"x": whole}, pool)
+        writer.extend({"x": (want, np.empty((rows, 0), np.int64))}, rows)
+        column = column_of(path, writer.seal(), data.draw(st.sampled_from([0, 600, 2**20])))
+    assert column.dataset.blocks is None
+    for _ in range(10):
+        start = data.draw(st.integers(0, rows))
+        stop = data.draw(st.integers(start, min(rows, start + 260)))
+        stop = data.draw(st.sampled_from([stop, min(rows, -(-stop // 128) * 128)]))  # a chunk's end
+        np.testing.assert_array_equal(column.run(start, stop), want[start:stop])
+
+
 @pytest.mark.parametrize("part", [1, 20])  # in 20: six ranges in a block
 def test_short_ranges_of_all_over_are_copied_from_chunks_that_are_decoded_once(
     segment: tuple[Path, SegmentTable], part: int
