@@ -43,11 +43,14 @@ class Cursor:
         How many of its batches are; where more than it has, so many of the units after it.
     left
         For each lane what was left over when the unit began.
+    has
+        How many batches the unit has; 0 where nobody says so.
     """
 
     unit: int = 0
     given: int = 0
     left: Sequence[Picks] = field(default_factory=tuple)
+    has: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Dealt:
     ----------
     batches
         Those of the share.
-    unit, left
+    unit, left, has
         As in `Cursor`.
     given
         (m,) how many of the unit's batches are dealt out once each of them is done with: by all
@@ -88,6 +91,7 @@ class Dealt:
     left: Sequence[Picks]
     given: Int64s
     steps: Int64s
+    has: int = 0
     final: bool = False
 
     def span(self, first: int, last: int) -> Dealt:
@@ -95,11 +99,12 @@ class Dealt:
         part = slice(first, last)
         batches = self.batches.span(first, last)
         final = self.final and last >= len(self.batches)
-        return Dealt(batches, self.unit, self.left, self.given[part], self.steps[part], final)
+        given, steps = self.given[part], self.steps[part]
+        return Dealt(batches, self.unit, self.left, given, steps, self.has, final)
 
     def after(self, number: int) -> Cursor:
         """Where the epoch goes on after batch `number`."""
-        return Cursor(self.unit, int(self.given[number]), self.left)
+        return Cursor(self.unit, int(self.given[number]), self.left, self.has)
 
 
 class Plan:
@@ -128,33 +133,70 @@ class Plan:
     ) -> None:
         self._units, self._rule, self._geometry = units, rule, geometry
         self._sizes, self._drop_last = sizes, drop_last
+        self._seen: dict[int, _Fresh] = {}
 
     def __len__(self) -> int:
         return len(self._units)
 
-    def unit(self, number: int, left: Sequence[Picks]) -> tuple[Batches, list[Picks]]:
-        """The batches of a unit, and what each of its lanes has left over for the next."""
-        lanes, turns = self._units[number], self._units.turns(number)
+    def unit(
+        self, number: int, left: Sequence[Picks], *, ahead: bool = False
+    ) -> tuple[Batches, list[Picks]]:
+        """The batches of a unit, and what each of its lanes has left over for the next.
+
+        Who may want the next unit as well has the sizes of both read at once, `ahead`: under a
+        random order both lie in much the same blocks, which take as long to decode for one.
+        """
+        fresh = self._seen.pop(number, None)
+        if fresh is None:
+            fresh = _Fresh(*self._lanes(number))
+            if ahead and self._sizes is not None and number + 1 < len(self):
+                then = self._seen[number + 1] = _Fresh(*self._lanes(number + 1))
+                fresh.measure(self._sizes, then)
         last = number == len(self) - 1
-        # As one at the end, so that there is one short batch at most.
         if last or self._rule.shared:
-            lanes, left = [np.concatenate(lanes)], [Picks.join(left)]
-            turns = None if turns is None else [np.concatenate(turns)]
+            left = [Picks.join(left)]
         made, over = [], []
-        for lane, fresh in enumerate(lanes):
+        for lane, positions in enumerate(fresh.lanes):
             held = left[lane] if lane < len(left) else Picks.none()
             sizes = None
-            if self._sizes is not None:
-                sizes = self._sizes(np.concatenate([held.positions, fresh]))
+            if self._sizes is not None and fresh.sizes:
+                sizes = np.concatenate([self._sizes(held.positions), fresh.sizes[lane]])
+            elif self._sizes is not None:
+                sizes = self._sizes(np.concatenate([held.positions, positions]))
             key = self._units.key
             if key is not None:
                 key = derive_key(int(key[0]), number, lane)
-            of_fresh = None if turns is None else turns[lane]
-            pool = Pool(held, fresh, of_fresh, sizes, key, last, self._drop_last)
+            of_fresh = None if fresh.turns is None else fresh.turns[lane]
+            pool = Pool(held, positions, of_fresh, sizes, key, last, self._drop_last)
             batches, rest = self._rule.plan(pool, self._geometry)
             made.append(batches)
             over.append(rest)
         return _in_turn(made), over
+
+    def _lanes(self, number: int) -> tuple[list[Int64s], list[Int64s] | None]:
+        """The positions of a unit, and which draw of the epoch each is where they are drawn."""
+        lanes, turns = self._units[number], self._units.turns(number)
+        # As one at the end, so that there is one short batch at most.
+        if number == len(self) - 1 or self._rule.shared:
+            lanes = [np.concatenate(lanes)]
+            turns = None if turns is None else [np.concatenate(turns)]
+        return lanes, turns
+
+
+@dataclass(slots=True, eq=False)
+class _Fresh:
+    """A unit's samples, lane by lane, and their sizes where those were read before."""
+
+    lanes: list[Int64s]
+    turns: list[Int64s] | None
+    sizes: list[Int64s] = field(default_factory=list)
+
+    def measure(self, sizes: Callable[[Int64s], Int64s], other: _Fresh) -> None:
+        """Read the sizes of both units at once."""
+        lanes = [*self.lanes, *other.lanes]
+        ends = np.cumsum([len(lane) for lane in lanes])
+        parts = np.split(sizes(np.concatenate(lanes)), ends[:-1])
+        self.sizes, other.sizes = parts[: len(self.lanes)], parts[len(self.lanes) :]
 
 
 def _in_turn(lanes: Sequence[Batches]) -> Batches:
@@ -179,6 +221,8 @@ def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0)
     """
     world, rank = (1, 0) if rows else (share.world_size, share.rank)
     step, tail, left, skip = 0, Batches.none(), cursor.left, cursor.given
+    # Whether the share's first batch may be, or want to be planned with, one of the next unit.
+    soon = 0 < cursor.has < cursor.given + world * share.workers
 
     def mine(batches: Batches, steps: Int64s) -> tuple[Batches, Int64s]:
         """Which of `steps` are this worker's, and its batches, one of them in each step."""
@@ -190,7 +234,8 @@ def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0)
 
     for number in range(cursor.unit, len(plan)):
         before = left
-        batches, left = plan.unit(number, before)
+        batches, left = plan.unit(number, before, ahead=soon)
+        soon = False
         if skip >= len(batches):
             skip -= len(batches)
             continue
@@ -199,7 +244,7 @@ def deal(plan: Plan, cursor: Cursor, share: Share, even: Even, *, rows: int = 0)
         whole = len(together) // world
         taken, steps = mine(together, np.arange(step, step + whole, dtype=np.int64))
         given = (steps - step + 1) * world - begun + skip
-        yield Dealt(taken, number, before, given, steps, number == len(plan) - 1)
+        yield Dealt(taken, number, before, given, steps, len(batches), number == len(plan) - 1)
         tail = together.span(whole * world, len(together))
         step, skip = step + whole, 0
     here = (step + share.phase) % share.workers == share.worker

@@ -737,6 +737,7 @@ class Loader:
             "batches_a_step": 0 if progress.epoch == self._rejoined else self.batches_a_step,
             "unit": cursor.unit,
             "given": cursor.given,
+            "has": cursor.has,
             "left": [picks.to_json() for picks in cursor.left],
             "samples": self._count,
             "since": self._since,
@@ -815,6 +816,7 @@ class Loader:
                 for name in ("epoch", "batches", "unit", "given", "samples", "batches_a_step")
             ]
             epoch, batches, unit, given, count, _ = numbers
+            has = at_least(0, state.get("has", 0), "has")
             since = min(at_least(0, state.get("since", 0), "since"), epoch)
             newest = state.get("refreshed")
             if newest is not None:
@@ -837,7 +839,7 @@ class Loader:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"this is no state of a loader: {error!r}") from None
-        cursor = Cursor(unit, given, left)
+        cursor = Cursor(unit, given, left, has)
         return _Progress(epoch, cursor, batches, begun), count, geometry, since, newest
 
     def state_after(self, batches: int, *, epoch: int | None = None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from raggedstore.training import (
     Weighted,
     Windowed,
 )
+from raggedstore.training.sizes import Dims
 from tests.training.epochs import handed_over
 
 COUNT = 157
@@ -321,6 +322,45 @@ def test_draws_with_replacement_go_on_too(store: rs.Store) -> None:
     assert 600 < twice < 733  # of 667
     loader.load_state_dict(loader.state_after(20, epoch=0))
     assert run(loader) == batches[20:]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("order", [Permuted(3), Weighted(np.arange(COUNT) + 1.0, 3)])
+def test_where_a_state_says_that_its_unit_ends_the_sizes_of_the_next_are_read_with_its_own(
+    store: rs.Store, order: Any, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Packed, "pool", 32)
+
+    def loader() -> Loader:
+        made = Loader(store, fields=["a"], order=order, batch=Packed("a", 50, rows=4), prefetch=0)
+        monkeypatch.setattr(made._measures.dims("a"), "_asked", -(10**9))  # never all of them
+        return made
+
+    whole, asked = loader(), []
+    batches, states = [], []
+    for batch in whole:
+        batches.append(plain(batch))
+        states.append(whole.state_dict())
+    ask = Dims.__call__
+
+    def counted(self: Dims, positions: np.ndarray) -> np.ndarray:
+        asked.append(len(positions))
+        return ask(self, positions)
+
+    monkeypatch.setattr(Dims, "__call__", counted)
+    together = ends = 0
+    for done, state in enumerate(states[:-1], 1):
+        asked.clear()
+        ends += state["unit"] < states[-1]["unit"] and state["given"] == state["has"]
+        if not noted:
+            del state["has"]  # as of a state that an earlier raggedstore wrote
+        resumed = loader()
+        resumed.load_state_dict(state)
+        assert [plain(batch) for batch in resumed] == batches[done:]
+        # Of both at once, and then of what each has left over from the one before.
+        together += len(asked) > 2 and asked[1] + asked[2] < asked[0]
+    assert ends > 1
+    assert together == (ends if noted else 0)
 
 
 def test_who_saw_what_when(store: rs.Store) -> None:
