@@ -152,15 +152,17 @@ class _DirectSource(Source):
     def _opened(self) -> FileBytes:
         """The file, opened by each process for itself, and not written to since."""
         size, changed = self._was
-        fresh = self._file is None or self._file[0] != os.getpid()
-        if self._file is None or fresh:
-            self._file = os.getpid(), FileBytes(Path(self._path), OpenFiles(1))
-        stat = os.fstat(self._file[1].fileno())
+        opened = self._file  # held: another thread may open it as well, and put its own there
+        fresh = opened is None or opened[0] != os.getpid()
+        if opened is None or fresh:
+            opened = self._file = os.getpid(), FileBytes(Path(self._path), OpenFiles(1))
+        file = opened[1]
+        stat = os.fstat(file.fileno())
         # One that was cut short is damaged: what is not there any more is met as it is read.
         is_other = stat.st_mtime_ns != changed or stat.st_size != size
         if is_other and (fresh or stat.st_size >= size):
             raise FormatError(f"{self} is not the file that was adapted: adapt it again")
-        return self._file[1]
+        return file
 
     def read(self, window: Window) -> Values:
         out = np.empty([len(range(s.start, s.stop, s.step)) for s in window], self.dtype)

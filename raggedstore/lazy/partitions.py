@@ -160,12 +160,14 @@ class _Shared:
 
     def open(self) -> Samples:
         """The samples."""
-        if self._samples is None:
+        samples = self._samples
+        if samples is None:
             assert self._pickled is not None
-            self._samples = _open(self._pickled, self._made)
-            self._moved = self._samples.moved
-        check_unmoved(self._samples, self._moved)
-        return self._samples
+            samples = _open(self._pickled, self._made)
+            # In this order: from then on other threads hold them against it.
+            self._moved, self._samples = samples.moved, samples
+        check_unmoved(samples, self._moved)
+        return samples
 
 
 @lru_cache(_MOST_OPEN)

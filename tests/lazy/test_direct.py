@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 
 import raggedstore as rs
 from raggedstore import lazy
+from raggedstore.lazy import direct
+from raggedstore.lazy.windows import source_of
+from raggedstore.segment.file import FileBytes
 
 pytest.importorskip("dask.array")
 h5py: Any = pytest.importorskip("h5py")
@@ -102,6 +106,29 @@ def test_it_goes_to_other_processes(file: Any) -> None:
     for name in ("blosc2-3-<f4", "raw-0-<f4", "deflate-2->i2"):
         array = pickle.loads(pickle.dumps(lazy.adapt(file[name])))
         np.testing.assert_array_equal(array.compute(), file[name][()])
+
+
+def test_threads_that_open_it_at_once_leave_one_another_the_file(
+    file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(lazy.adapt(file["blosc2-1-<f4"]))
+    assert isinstance(source, direct._DirectSource)
+    others: list[Thread] = []
+
+    class Overtaken(FileBytes):
+        def fileno(self) -> int:
+            number = super().fileno()
+            if not others:  # one that had looked before this one put its own there
+                source._file = None
+                others.append(Thread(target=source._opened))
+                others[0].start()
+                others[0].join()
+            return number
+
+    monkeypatch.setattr(direct, "FileBytes", Overtaken)
+    source._file = None
+    assert source._opened().read(0, 1)
+    assert others
 
 
 def test_a_file_that_is_written_to_is_left_to_libhdf5(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import raggedstore as rs
 from raggedstore import lazy
+from raggedstore.lazy import partitions
 from raggedstore.lazy.partitions import _open, _Shared
 
 SCHEMA = {"audio": rs.Field("int16", (None,)), "text": rs.Field("str"), "label": rs.Field("int64")}
@@ -487,6 +488,27 @@ def test_what_a_repair_has_moved_is_read_by_no_bag_or_array_made_before(tmp_path
     for made in [*bags, array[3:6]]:
         with pytest.raises(rs.VersionError, match="repair"):
             made.compute(scheduler="sync")
+
+
+def test_threads_that_open_what_was_repaired_at_once_do_not_take_it_for_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, got = _Shared.__new__(_Shared), []
+
+    class Repaired:
+        @property
+        def moved(self) -> int:
+            if not got:  # another thread opens it while this one does
+                got.append(None)
+                with ThreadPoolExecutor(1) as pool:
+                    got.append(pool.submit(shared.open).result())
+            return 3
+
+    samples = Repaired()
+    monkeypatch.setattr(partitions, "_open", lambda *_: samples)
+    shared.__setstate__((b"", ()))
+    assert shared.open() is samples
+    assert got[1] is samples
 
 
 def test_a_bag_keeps_its_version_though_the_store_goes_on(tmp_path: Path) -> None:

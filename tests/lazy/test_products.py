@@ -136,7 +136,7 @@ x = np.ones(100_000, "f4")
 with h5py.File(sys.argv[1], "r") as file:
     lazy.matmul(np.ones((2, 2)), np.ones(2)).compute()  # all that is imported only when it is used
     before = anonymous()
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # or an error would wait for it
     watcher.start()
     y = lazy.matmul(file["x"], x).compute()
     done.append(1)
