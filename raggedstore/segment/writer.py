@@ -58,6 +58,7 @@ from raggedstore.segment.table import (
     checksum,
     raw_bytes,
 )
+from raggedstore.segment.writeback import begin_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +77,7 @@ _live: weakref.WeakSet[SegmentWriter] = weakref.WeakSet()
 
 _FLUSH_SAMPLES = 4096
 _FEW = 512  # chunks, of which HDF5 is asked one by one
+_WRITTEN = 2**21  # bytes at a time that the disk begins with
 _MOST_ROW = 511 * 2**20  # bytes: c-blosc2 has a little under 512 MiB in a block
 
 
@@ -198,6 +200,7 @@ class _ColumnWriter:
             self._leaf.truncate(min((number + 1) * self._chunk_rows, self.rows))
             start = (number * self._chunk_rows,) + (0,) * len(self.column.row_shape)
             self._leaf.write_chunk(start, frame)
+            self._owner.has_put(len(frame))
         self._put_chunks.append(replace(encoded, frame=b""))
         self.stored += len(frame)
 
@@ -220,8 +223,8 @@ class _ColumnWriter:
                 byteorder=_byteorder(column.dtype),
             )
 
-    def finish(self) -> None:
-        """Put what is left: the last chunk, filled up with zeros."""
+    def emit_last(self) -> None:
+        """Have what is left encoded: the last chunk, filled up with zeros."""
         if self._staged:
             if not self._put_chunks and not self._pending:
                 # The only chunk is as long as it need be: in whole blocks, if it has several.
@@ -232,6 +235,9 @@ class _ColumnWriter:
             last[: self._staged] = self._stage[: self._staged]
             last[self._staged :] = 0
             self._emit(last, self._staged)
+
+    def finish(self) -> None:
+        """Put what is encoded, all of it."""
         while self._pending:
             self._put(self._pending.popleft().result())
         with hdf5_lock, hdf5_errors(self._owner.path):
@@ -325,10 +331,11 @@ class _FieldWriter:
         self.columns[1].write(spans, given=True)
         self.columns[2].write(shapes)
 
-    def finish(self) -> None:
+    def emit_last(self) -> None:
+        """Have what is left of each column encoded."""
         self._flush_shapes()
         for column in self.columns:
-            column.finish()
+            column.emit_last()
 
 
 def check_writable(schema: Schema) -> None:
@@ -375,6 +382,7 @@ class SegmentWriter:
         self.pool = pool
         self.in_flight = in_flight
         self.samples = 0
+        self._put = 0  # bytes since the disk was last told to begin
         with hdf5_lock, hdf5_errors(path):
             file = open(path, "xb")  # noqa: SIM115  # where one is there already, it is not ours
             try:
@@ -418,6 +426,13 @@ class SegmentWriter:
         """How each field is compressed; the name of a profile where it had too little data yet."""
         return {name: field.columns[0].compression for name, field in self.fields.items()}
 
+    def has_put(self, nbytes: int) -> None:
+        """Note bytes put into the file, which the disk need not wait for the end to write."""
+        self._put += nbytes
+        if self._put >= _WRITTEN:
+            self._put = 0
+            begin_writeback(self.file.fileno())
+
     def append(self, parts: Sequence[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> None:
         """One checked sample: for each field, in the schema's order, (flat values, shape)."""
         for writer, (flat, shape) in zip(self.fields.values(), parts, strict=True):
@@ -435,7 +450,9 @@ class SegmentWriter:
     def seal(self) -> SegmentTable:
         """Finish the file and give its chunk table; making sure of the disk is the caller's."""
         for field in self.fields.values():
-            field.finish()
+            field.emit_last()
+        for column in self._columns:  # while others are encoded
+            column.finish()
         with hdf5_lock, hdf5_errors(self.path):
             self.file.flush()
             datasets = {

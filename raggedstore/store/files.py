@@ -43,7 +43,7 @@ TEMPORARY = ".tmp-"  #: prefix of every name that is not yet, or no longer, part
 
 
 @contextmanager
-def storage_errors(path: Path, doing: str) -> Iterator[None]:
+def storage_errors(path: Path | str, doing: str) -> Iterator[None]:
     """Turn an OSError into a StorageError that names the file and the cause."""
     try:
         yield
@@ -70,7 +70,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return where
 
 
-def is_there(path: Path) -> bool:
+def is_there(path: Path | str) -> bool:
     """Whether there is anything of that name; a link counts, wherever it leads."""
     with storage_errors(path, "be looked for"):
         try:

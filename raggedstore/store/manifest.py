@@ -245,7 +245,11 @@ def _compression(value: Any) -> Compression | str:
 
 def path_of(root: Path, version: int) -> Path:
     """Where the manifest of a version lies."""
-    return versions_folder(root) / f"{version:020d}.json"
+    return versions_folder(root) / _name_of(version)
+
+
+def _name_of(version: int) -> str:
+    return f"{version:020d}.json"
 
 
 def mark_of(root: Path, version: int) -> Path:
@@ -337,7 +341,8 @@ def _has_gap(root: Path, version: int) -> bool:
 
     Not all are looked at. Where vacuum has made such a gap `version` has a mark.
     """
-    return any(files.is_there(path_of(root, version + step)) for step in _GAPS)
+    folder = os.fspath(versions_folder(root))  # a Path for each would take longer than to look
+    return any(files.is_there(f"{folder}/{_name_of(version + step)}") for step in _GAPS)
 
 
 def newest(root: Path, hint: int | None = None) -> Manifest:

@@ -54,7 +54,9 @@ from raggedstore.store.manifest import Manifest, list_versions, load
 
 __all__ = ["Sealed", "SegmentSink", "Writer", "encoding_pool"]
 
-_SLICE_BYTES = 2**24  # of a bulk batch handed to a segment at once, so that it can roll over
+#: Bytes of a bulk batch handed to a segment at once, so that it can roll over: the least, and the
+#: most where segments are large. The last chunks of each are copied.
+_SLICE_LEAST, _SLICE_MOST = 2**24, 2**26
 _CHECK_EVERY = 256  # samples between two looks at a segment's size
 _ROOM = 2**18  # bytes of a manifest for the segments of a commit
 
@@ -102,6 +104,7 @@ class SegmentSink:
         self._schema = manifest.schema
         self.compressions = manifest.compressions  # each as far as it is chosen yet
         self._segment_bytes = segment_bytes
+        self._slice_bytes = min(max(segment_bytes // 8, _SLICE_LEAST), _SLICE_MOST)
         # A column holds a chunk being filled, those in flight, and as many frames again at worst.
         chunks = 2**18
         for name, choice in manifest.compressions.items():
@@ -154,7 +157,7 @@ class SegmentSink:
             sizes += stops[name] * flat.itemsize
         start = 0
         while start < count:
-            stop = int(np.searchsorted(sizes, sizes[start] + _SLICE_BYTES, "right")) - 1
+            stop = int(np.searchsorted(sizes, sizes[start] + self._slice_bytes, "right")) - 1
             stop = min(max(stop, start + 1), count)
             piece = {
                 name: (flat[stops[name][start] : stops[name][stop]], shapes[start:stop])
