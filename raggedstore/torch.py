@@ -146,9 +146,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
     Without `epoch` that and the like are of the epoch that workers began last.
 
     A loader reads in threads of its own, which do not hold Python's lock: workers are for
-    transforms that do. The loader's budget is each worker's, and what `on_error` sets aside is
-    noted in the worker's copy, which ends with it: let a transform say what it meets, or run an
-    epoch without workers to have the list.
+    transforms that do. The loader's budget is each worker's. What `on_error` sets aside is
+    listed in the ``quarantine`` of the loader here, as soon as a worker has made the batch.
 
     ``StatefulDataLoader`` of torchdata finds here what it needs to go on with as many workers. To
     go on with another number of them, count the batches and save `state_after`.
@@ -203,6 +202,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             self._take_unused()
         phase, self._phase = self._phase, 0
         batches = self.loader.iterate(worker, workers, phase=phase)
+        if info is not None:
+            batches = self._noting(batches)
         state = self.loader.state_dict()
         self._begun = state["batches"] - phase * self.loader.batches_a_step
         if info is None:
@@ -218,9 +219,8 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         if self._change is None:
             self._change = self.loader.changes
             self._take_unused()
-        main = multiprocessing.parent_process()
         entry = Entry(
-            starter=os.getppid() if main is None or main.pid is None else main.pid,
+            starter=_starter(),
             change=self._change,
             seed=int(info.seed) - int(info.id),
             members=info.num_workers,
@@ -234,6 +234,16 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         self._rounds, self._fixed = self._rounds + 1, False
         if epoch != self.loader.epoch:
             self.loader.set_epoch(epoch)
+
+    def _noting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches; what is set aside of them the main process is told as well."""
+        told = len(self.loader.quarantine)
+        for batch in batches:
+            if lost := self.loader.quarantine[told:]:
+                self._elsewhere.set_aside(_starter(), lost)
+                told += len(lost)
+            yield batch
+            del batch
 
     def _take_unused(self) -> None:
         """Begin where an iterator did that has handed over nothing, if nothing was done since.
@@ -280,3 +290,9 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         self._fixed = is_worker
         self.loader.load_state_dict(loader)
         self._phase = phase if is_worker else 0  # one alone has each batch, and workers come new
+
+
+def _starter() -> int:
+    """The process that started this worker."""
+    main = multiprocessing.parent_process()
+    return os.getppid() if main is None or main.pid is None else main.pid

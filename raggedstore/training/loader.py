@@ -13,7 +13,7 @@ import copy
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -174,11 +174,6 @@ class Loader:
         those samples' pieces are missing, and of streams a window is empty. What is raised all the
         same: a field of lengths and places that cannot be read, and whatever else goes wrong.
 
-    Attributes
-    ----------
-    quarantine : list of what was set aside, `Quarantined`, since the loader was made: of batches
-        handed over, up to 10,000 samples.
-
     Notes
     -----
     The first iteration is epoch 0, and each one begun goes on to the next epoch; `set_epoch` says
@@ -262,7 +257,7 @@ class Loader:
             raise UsageError(f"on_error is 'raise' or 'skip', got {on_error!r}")
         self.on_error = on_error
         self._transforms: tuple[Transform, ...] = ()
-        self.quarantine: list[Quarantined] = []
+        self._quarantine: list[Quarantined] = []
         self._watch: Watch | None = None
 
         self._base, self._where = samples, where
@@ -328,7 +323,7 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         # A copy has seen nothing yet, and stays where this one is now.
         place = self._progress
-        seen: dict[str, Any] = {"_watch": None, "elsewhere": None, "quarantine": []}
+        seen: dict[str, Any] = {"_watch": None, "elsewhere": None, "_quarantine": []}
         return {**self.__dict__, "_place": place, **seen}
 
     @property
@@ -662,10 +657,20 @@ class Loader:
             stages.stop()
             lists.close()
 
-    def _set_aside(self, lost: Iterator[Quarantined]) -> None:
-        for quarantined in lost:
-            if len(self.quarantine) < LISTED:
-                self.quarantine.append(quarantined)
+    def _set_aside(self, lost: Iterable[Quarantined]) -> None:
+        room = LISTED - len(self._quarantine)
+        self._quarantine += list(lost)[: max(room, 0)]
+
+    @property
+    def quarantine(self) -> list[Quarantined]:
+        """What was set aside since the loader was made, up to 10,000 samples.
+
+        Of batches handed over, and of those that workers of torch have made.
+        """
+        if self.elsewhere is not None:
+            with _beginning:
+                self._set_aside(self.elsewhere.was_set_aside(os.getpid()))
+        return self._quarantine
 
     def report(self) -> Report:
         """How the latest epoch went, or goes: how fast, how well mixed, how much of it padding.

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from raggedstore.errors import StorageError
 from raggedstore.training.elsewhere import Elsewhere, Entry
+from raggedstore.training.report import Quarantined
 
 HERE = Entry(
     starter=1, change=0, seed=5, members=2, round=0, member=0, epoch=3, fixed=0, process=10
@@ -71,12 +73,38 @@ def test_a_copy_is_a_log_of_its_own(again: Any) -> None:
 
 def test_a_log_that_nobody_has_is_closed() -> None:
     log = Elsewhere()
-    fd = log._fd
-    os.fstat(fd)
+    fds = [log._begun.fd, log._lost.fd]
+    for fd in fds:
+        os.fstat(fd)
     del log
 
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_what_is_set_aside_is_told_to_who_started_the_process_and_once() -> None:
+    log = Elsewhere()
+    one, other = (Quarantined(i, 0, 1, "a", None, "Odd", "é\n") for i in range(2))
+    assert log.was_set_aside(1) == []
+    log.set_aside(1, [one])
+    log.set_aside(2, [other])
+    log.set_aside(1, [other, one])
+
+    assert log.was_set_aside(1) == [one, other, one]
+    assert log.was_set_aside(1) == []
+    log._lost.append(b"[1, 5", "half of a line")
+    assert log.was_set_aside(1) == []
+    log.set_aside(1, [one])  # which comes behind that half
+    log.set_aside(1, [other])
+    assert log.was_set_aside(1) == [other]
+
+
+def test_a_full_disk_is_an_error_that_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Elsewhere()
+    monkeypatch.setattr(os, "write", lambda fd, data: 1)
+    with pytest.raises(StorageError, match=r"set aside.*No space"):
+        log.set_aside(1, [Quarantined(0, 0, 0, "a", None, "Odd", "")])
 
 
 def _rounds(log: Elsewhere, seed: int, member: int, results: Any) -> None:

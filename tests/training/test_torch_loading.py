@@ -80,6 +80,40 @@ def test_workers_hand_over_what_the_loader_would(store: rs.Store, rule: Any, met
     assert isinstance(next(iter(loading(alone, 0)))["a"], torch.Tensor)
 
 
+def _no_fives(sample: dict[str, Any]) -> dict[str, Any]:
+    if sample["i"] % 5 == 0:
+        raise ValueError(f"{sample['i']} is odd")
+    return sample
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_what_workers_set_aside_is_listed_in_the_main_process(
+    store: rs.Store, method: str, persistent: bool
+) -> None:
+    alone = loader_of(store, on_error="skip").map(_no_fives, per="sample")
+    wanted = [ids(list(alone)), ids(list(alone))]
+    loader = loader_of(store, on_error="skip").map(_no_fives, per="sample")
+    shared = loading(
+        LoaderDataset(loader),
+        2,
+        multiprocessing_context=method if persistent or method == "spawn" else None,
+        persistent_workers=persistent,
+    )
+
+    assert loader.quarantine == []
+    assert ids(plain(shared)) == wanted[0]
+    first = list(loader.quarantine)
+    assert ids(plain(shared)) == wanted[1]
+
+    by_epoch = sorted(loader.quarantine, key=lambda lost: (lost.epoch, lost.step))
+    assert by_epoch == alone.quarantine
+    assert sorted(first, key=lambda lost: lost.step) == alone.quarantine[: len(first)]
+    assert {lost.position for lost in first} == set(range(0, COUNT, 5))
+    loader.quarantine.clear()
+    assert loader.quarantine == []
+
+
 def test_persistent_workers_go_on_to_the_next_epoch(store: rs.Store) -> None:
     alone = LoaderDataset(loader_of(store))
     epochs = [plain(loading(alone, 0)) for _ in range(3)]
