@@ -180,12 +180,16 @@ class _ColumnWriter:
             if chosen is not None:
                 self.compression = self._compression = chosen
 
-    def _emit(self, chunk: npt.NDArray[Any], rows: int | None = None) -> None:
+    def _submit(self, chunk: npt.NDArray[Any], rows: int | None = None) -> None:
         """Have a chunk encoded, whose first `rows` are data."""
         self._choose(chunk[:rows])
         self._pending.append(
             self._owner.pool.submit(_encode, chunk, self.column, self._compression)
         )
+
+    def _emit(self, chunk: npt.NDArray[Any]) -> None:
+        """Have a whole chunk encoded, and put what is."""
+        self._submit(chunk)
         while len(self._pending) > self._owner.in_flight:
             self._put(self._pending.popleft().result())
         while self._pending and self._pending[0].done():
@@ -224,7 +228,10 @@ class _ColumnWriter:
             )
 
     def emit_last(self) -> None:
-        """Have what is left encoded: the last chunk, filled up with zeros."""
+        """Have what is left encoded: the last chunk, filled up with zeros.
+
+        It is put by `finish`, so that datasets lie in their order, whichever is encoded first.
+        """
         if self._staged:
             if not self._put_chunks and not self._pending:
                 # The only chunk is as long as it need be: in whole blocks, if it has several.
@@ -234,7 +241,8 @@ class _ColumnWriter:
             last = self._empty(self._chunk_rows)
             last[: self._staged] = self._stage[: self._staged]
             last[self._staged :] = 0
-            self._emit(last, self._staged)
+            staged, self._staged, self._stage = self._staged, 0, self._empty(0)
+            self._submit(last, staged)
 
     def finish(self) -> None:
         """Put what is encoded, all of it."""
