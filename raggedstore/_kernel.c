@@ -161,9 +161,11 @@ static PyObject *copy_held(PyObject *self, PyObject *args) {
             break;
         }
         /* One that goes on where the last ended is one with it. */
-        for (; stops && i + 1 < n && starts[i + 1] == stop && stops[i + 1] >= stop; i++) {
+        for (; i + 1 < n && starts[i + 1] == stop && stop < INT64_MAX; i++) {
+            int64_t then = stops ? stops[i + 1] : stop + 1;
+            if (then < stop) break;
             if (places && (uint64_t)places[i + 1] - (uint64_t)at != (uint64_t)(stop - start)) break;
-            stop = stops[i + 1];
+            stop = then;
         }
         if (!within(at, stop - start, room)) wrong = "rows outside of what they are copied to";
         for (start -= base, stop -= base; start < stop && !wrong;) {
@@ -1033,12 +1035,39 @@ static PyObject *digests(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* Sizes of spans, and where each begins once they lie one after another. */
+static PyObject *measure(PyObject *self, PyObject *args) {
+    (void)self;
+    long long limit;
+    Py_buffer of[3]; /* spans, sizes, offsets */
+    if (!PyArg_ParseTuple(args, "y*Lw*w*", &of[0], &limit, &of[1], &of[2])) return NULL;
+    int64_t n = of[0].len / 16, total = 0;
+    const int64_t *spans = elements(&of[0], 2 * n, 8);
+    int64_t *sizes = (int64_t *)elements(&of[1], n, 8), *offsets = (int64_t *)elements(&of[2], n + 1, 8);
+    int fit = spans && sizes && offsets, joined = 1;
+    if (!fit) PyErr_SetString(PyExc_ValueError, "arrays that don't belong together");
+    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    if (fit) offsets[0] = 0;
+    for (int64_t i = 0; i < n && fit; i++) {
+        int64_t start = spans[2 * i], stop = spans[2 * i + 1];
+        fit = start >= 0 && start <= stop && stop <= limit && stop - start <= limit - total;
+        if (!fit) break; /* so that no sum can wrap */
+        if (i && start != spans[2 * i - 1]) joined = 0;
+        sizes[i] = stop - start;
+        offsets[i + 1] = total += stop - start;
+    }
+    if (state) PyEval_RestoreThread(state);
+    release(of, 3);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(fit ? 1 + joined : 0);
+}
+
 static PyMethodDef methods[] = {
     {"use", use, METH_VARARGS, "use(create, decompress, destroy, digest): addresses of C functions."},
     {"copy", copy, METH_VARARGS, "copy(sources, row, edges, starts, counts, places, out)"},
     {"copy_held", copy_held, METH_VARARGS, "copy_held(chunks, first, each, row, starts, stops, places, out)"},
     {"sample", (PyCFunction)(void (*)(void))sample, METH_FASTCALL, "sample(chunks, span, shape, data, found, position)"},
     {"digests", digests, METH_VARARGS, "digests(stored, edges, out): 32 bits of xxh3 of each part"},
+    {"measure", measure, METH_VARARGS, "measure(spans, limit, sizes, offsets) -> 0: not within; 2: side by side"},
     {"order", order_of, METH_VARARGS, "order(keys, out): the stable order of 64-bit keys"},
     {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},
     {"lay_out", lay_out, METH_VARARGS, "lay_out(pieces, ...) -> what decode takes"},

@@ -83,6 +83,27 @@ def order_of(keys: Int64s) -> Int64s | None:
     return order
 
 
+def measure(spans: Int64s, limit: int) -> tuple[Int64s, Int64s, bool] | None:
+    """Sizes of spans, where each begins once they lie one after another, and whether they do.
+
+    Parameters
+    ----------
+    spans
+        (n, 2) where each starts and stops.
+    limit
+        Where the last may stop, and the most that all may come to.
+
+    Returns
+    -------
+    (n,) and (n + 1,); None where a span lies outside, all are too many, or this is not compiled.
+    """
+    if _compiled is None:
+        return None
+    sizes, offsets = np.empty(len(spans), np.int64), np.empty(len(spans) + 1, np.int64)
+    how = _compiled.measure(_int64s(spans), limit, sizes, offsets)
+    return (sizes, offsets, how == 2) if how else None
+
+
 def digests_of(stored: bytes | memoryview, edges: npt.NDArray[np.uint32]) -> Checks | None:
     """(n,) uint32, 32 bits of the xxh3 of what is stored between (n + 1,) ascending `edges`.
 

@@ -10,6 +10,7 @@ itself. Nothing is ever pickled.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Column:
     @property
     def row_nbytes(self) -> int:
         """Bytes of one row."""
-        return self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
+        return self.dtype.itemsize * math.prod(self.row_shape)
 
 
 def columns_of(field: Field) -> tuple[Column, ...]:

@@ -116,7 +116,8 @@ def test_no_run_outside_of_an_array_is_copied(
         assert fits
 
 
-NUMBERS = st.lists(st.integers(-2, 30) | HUGE, max_size=5)
+RISING = st.builds(range, st.integers(-2, 20), st.integers(0, 30)).map(list)
+NUMBERS = st.lists(st.integers(-2, 30) | HUGE, max_size=5) | RISING
 
 
 @needs_kernel
@@ -244,6 +245,39 @@ def test_a_sample_is_not_found_by_numbers_that_make_no_sense(found: bytes) -> No
         sample(chunks, "span", None, "data", found)
     with pytest.raises(OverflowError):
         sample(chunks, "span", None, "data", found, 2**63)
+
+
+SPANS = st.lists(st.tuples(COUNTS, COUNTS), max_size=5) | st.lists(
+    st.integers(0, 12), max_size=6
+).map(lambda edges: list(itertools.pairwise(sorted(edges))))
+
+
+@needs_kernel
+@given(spans=SPANS, limit=COUNTS, many=st.booleans())
+def test_spans_are_measured_as_numpy_would_where_they_and_their_sum_are_within_bounds(
+    spans: list[tuple[int, int]], limit: int, many: bool
+) -> None:
+    spans = spans * 2000 if many else spans  # then it lets go of the interpreter's lock
+    found = kernel.measure(np.array(spans, np.int64).reshape(-1, 2), limit)
+
+    sizes = [stop - start for start, stop in spans]
+    if any(not 0 <= a <= b <= limit for a, b in spans) or (spans and sum(sizes) > limit):
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0].tolist() == sizes
+        assert found[1].tolist() == [0, *itertools.accumulate(sizes)]
+        assert found[2] == all(b == c for (_, b), (c, _) in itertools.pairwise(spans))
+
+
+@needs_kernel
+def test_no_arrays_but_such_as_belong_together_are_measured() -> None:
+    measure, spans = kernel.compiled().measure, np.zeros((3, 2), np.int64)
+    for sizes, offsets in [(2, 4), (3, 3), (4, 4), (3, 5)]:
+        with pytest.raises(ValueError, match="belong together"):
+            measure(spans, 5, np.empty(sizes, np.int64), np.empty(offsets, np.int64))
+    with pytest.raises(ValueError, match="belong together"):
+        measure(spans.reshape(-1)[:5], 5, np.empty(2, np.int64), np.empty(3, np.int64))
 
 
 @needs_kernel

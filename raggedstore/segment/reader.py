@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.batch import RaggedBatch, offsets_of
 from raggedstore.errors import CorruptionError
 from raggedstore.layout import DATA, SHAPE, SPAN
@@ -27,6 +28,8 @@ from raggedstore.segment.table import SegmentTable
 __all__ = ["SegmentReader", "bad_spans"]
 
 Int64s = npt.NDArray[np.int64]
+#: What `kernel.measure` gives: sizes, offsets, and whether samples lie side by side.
+_Measured = tuple[Int64s, Int64s, bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,15 +140,20 @@ class SegmentReader:
         CorruptionError
             A span lies outside the data, or does not match its shape.
         """
+        return self._measured(name, positions)[:2]
+
+    def _measured(self, name: str, positions: Int64s) -> tuple[Int64s, Int64s, _Measured | None]:
+        """As `spans`, and what the kernel has found out about them."""
         spec = self.table.schema[name]
+        limit = self.table.datasets[name][DATA].rows
         spans = self.column(name, SPAN).at(positions).astype(np.int64, copy=False)
-        sizes = spans[:, 1] - spans[:, 0]
+        found = kernel.measure(spans, limit)
+        sizes = spans[:, 1] - spans[:, 0] if found is None else found[0]
         if spec.is_vector:
             shapes = sizes[:, None]  # says what the column of shapes would
         else:
             shapes = self.column(name, SHAPE).at(positions).astype(np.int64, copy=False)
-        limit = self.table.datasets[name][DATA].rows
-        lie = outside(spans, sizes, limit)
+        lie = found is None and outside(spans, sizes, limit)
         if not lie and not spec.is_vector:
             lie = bool(bad_shapes(spec, shapes, sizes).any())
         if lie:
@@ -156,14 +164,14 @@ class SegmentReader:
                 f"make no sense: start and stop {spans[i].tolist()}, shape {shapes[i].tolist()}, "
                 f"{limit} values"
             )
-        if _total(sizes, limit) > limit:
+        if found is None and _total(sizes, limit) > limit:
             _, first = np.unique(positions, return_index=True)  # one may be asked for repeatedly
             if _total(sizes[first], limit) > limit:
                 raise CorruptionError(
                     f"segment {self.name}, field {name!r}: side columns make no sense: samples "
                     f"overlap"
                 )
-        return spans, shapes
+        return spans, shapes, found
 
     def shapes(self, name: str, positions: Int64s) -> Int64s:
         """(k, d) shapes of the samples at `positions`, no data read."""
@@ -201,8 +209,18 @@ class SegmentReader:
         self, name: str, positions: Int64s, windows: tuple[Int64s, Int64s] | None = None
     ) -> RaggedBatch:
         """The samples at `positions` of a ragged field, or windows of them, as for `bounds`."""
-        starts, stops, shapes = self.bounds(name, positions, windows)
-        offsets = offsets_of(stops - starts)
+        if windows is None and len(positions) > 1:
+            spans, shapes, found = self._measured(name, positions)
+            starts, stops = spans[:, 0], spans[:, 1]
+        else:
+            found = None
+            starts, stops, shapes = self.bounds(name, positions, windows)
+        if found is None:
+            offsets = offsets_of(stops - starts)
+        else:
+            _, offsets, joined = found
+            if joined:
+                starts, stops = starts[:1], stops[-1:]
         check_room(int(offsets[-1]) * self.table.schema[name].dtype.itemsize)
         return RaggedBatch.trusted(self.rows(name, DATA, starts, stops), offsets, shapes)
 

@@ -30,11 +30,11 @@ class Part:
 
     reader: SegmentReader
     positions: Int64s  #: (k,) within the segment
-    places: Int64s  #: (k,) within the batch, ascending
+    places: Int64s | slice  #: (k,) within the batch, ascending
 
 
 def _count(parts: list[Part]) -> int:
-    return sum(len(part.places) for part in parts)
+    return sum(len(part.positions) for part in parts)
 
 
 def ragged(
@@ -77,6 +77,8 @@ def dense(name: str, field: Field, parts: list[Part]) -> npt.NDArray[Any]:
 
 def shapes(name: str, field: Field, parts: list[Part]) -> Int64s:
     """(k, d) shapes of the samples of all parts."""
+    if len(parts) == 1:
+        return parts[0].reader.shapes(name, parts[0].positions)
     out = np.empty((_count(parts), field.ndim), np.int64)
     for part in parts:
         out[part.places] = part.reader.shapes(name, part.positions)

@@ -176,7 +176,7 @@ class Snapshot(Samples):
         """The segments that hold samples, and which of them each does."""
         parts = self.parts
         if len(parts.readers) == 1 and len(positions):
-            return [several.Part(self.reader(0), positions, np.arange(len(positions)))]
+            return [several.Part(self.reader(0), positions, slice(None))]
         return [
             several.Part(self.reader(number), local, places)
             for number, local, places in split_by_part(parts.starts, positions)

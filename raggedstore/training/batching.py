@@ -73,6 +73,8 @@ class Pool:
     @property
     def positions(self) -> Int64s:
         """(l + f,) what was left over, then the unit's samples."""
+        if not len(self.left):
+            return self.fresh
         return np.concatenate([self.left.positions, self.fresh])
 
     @property

@@ -177,7 +177,7 @@ class Plan:
         """The positions of a unit, and which draw of the epoch each is where they are drawn."""
         lanes, turns = self._units[number], self._units.turns(number)
         # As one at the end, so that there is one short batch at most.
-        if number == len(self) - 1 or self._rule.shared:
+        if len(lanes) > 1 and (number == len(self) - 1 or self._rule.shared):
             lanes = [np.concatenate(lanes)]
             turns = None if turns is None else [np.concatenate(turns)]
         return lanes, turns

@@ -193,7 +193,7 @@ class Pace:
 
 
 #: Decoded columns; which samples they lack; where their batches' samples lie among all of them;
-#: what is dealt; the bytes of each.
+#: what is dealt; the bytes of all batches before each.
 _Window = tuple[Columns, Lost, Int64s, Dealt, Int64s]
 
 
@@ -270,19 +270,19 @@ class Reader:
         beside = 1  # how many reads the next one is made beside, and it; the first is made alone
         for dealt in deals:
             windows = self._windows(dealt.batches.picks)
-            each = self._bytes(dealt.batches.picks, windows)
+            bytes_to = _bytes_to(dealt.batches, self._bytes(dealt.batches.picks, windows))
             # What was planned by the average is cut up only where it turns out far from it.
-            for first, last in _parts(dealt.batches, each, self._pace):
+            for first, last, nbytes in _parts(bytes_to, self._pace):
                 span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
-                nbytes = int(each[span].sum() * self._pace.growth)
+                # What is planned by the average may be far from it where a few are long.
+                room = 2 * nbytes + 2**20 if last - first > 1 else _ANY
+                nbytes = int(nbytes * self._pace.growth)
                 # With the one that the loop has there must be room for as many as are made.
                 if (self.abreast + 1) * nbytes > self._budget.ready:
                     beside = 1
                 # Nor is there one to be made beside the last.
                 if dealt.final and last == len(dealt.batches):
                     beside = 1
-                # What is planned by the average may be far from it where a few are long.
-                room = 2 * int(each[span].sum()) + 2**20 if last - first > 1 else _ANY
                 yield (
                     nbytes,
                     partial(self._decode, dealt, first, last, _of(windows, span), beside, room),
@@ -501,11 +501,12 @@ class Reader:
         except TooMuch:
             part = dealt.span(first, last)
             each = self._bytes(part.batches.picks, windows, exact=True)
-            parts = list(_parts(part.batches, each, Pace(self._budget.read)))
+            bytes_to = _bytes_to(part.batches, each)
+            parts = [ends for *ends, _ in _parts(bytes_to, Pace(self._budget.read))]
             return self._by_and_by(part, windows, parts)
         return self._made(decoded, dealt, first, last, lost)
 
-    def _by_and_by(self, dealt: Dealt, windows: Windows, parts: list[tuple[int, int]]) -> Made:
+    def _by_and_by(self, dealt: Dealt, windows: Windows, parts: list[list[int]]) -> Made:
         """The first part of some batches, from which to which, and with it what makes the rest."""
         (first, last), *others = parts
         span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
@@ -527,12 +528,10 @@ class Reader:
                 if isinstance(window, Dealt):
                     yield from self._reads([window])
                     continue
-                dealt, each = window[-2:]
-                for first, last in _parts(dealt.batches, each, self._pace):
-                    span = slice(int(dealt.batches.edges[first]), int(dealt.batches.edges[last]))
-                    nbytes = int(each[span].sum() * self._pace.growth)
-                    yield nbytes, partial(self._take, window, first, last)
-                del window, dealt, each
+                for first, last, nbytes in _parts(window[-1], self._pace):
+                    of_part = int(nbytes * self._pace.growth)
+                    yield of_part, partial(self._take, window, first, last)
+                del window
         finally:
             windows.close()
 
@@ -545,17 +544,17 @@ class Reader:
                 # Of long samples, perhaps, of which the batches have but parts.
                 yield 0, partial(_itself, dealt)
                 continue
-            each = self._bytes(picks, self._windows(picks))
-            job = partial(self._decode_window, needed, places, dealt, each, nbytes)
+            bytes_to = _bytes_to(dealt.batches, self._bytes(picks, self._windows(picks)))
+            job = partial(self._decode_window, needed, places, dealt, bytes_to, nbytes)
             yield nbytes * self._samples.copies, job
 
     def _decode_window(
-        self, needed: Int64s, places: Int64s, dealt: Dealt, each: Int64s, nbytes: int
+        self, needed: Int64s, places: Int64s, dealt: Dealt, bytes_to: Int64s, nbytes: int
     ) -> _Window | Dealt:
         """What batches need, decoded; they themselves where that is far more than it should be."""
         try:
             with at_most(min(2 * nbytes + 2**20, self._budget.windows)):
-                return *self._read(needed, {}), places, dealt, each
+                return *self._read(needed, {}), places, dealt, bytes_to
         except TooMuch:
             return dealt
 
@@ -644,14 +643,20 @@ def _needed(picks: Picks) -> tuple[Int64s, Int64s]:
     return picks.positions[order], places
 
 
-def _parts(batches: Batches, each: Int64s, pace: Pace) -> Iterator[tuple[int, int]]:
-    """Cut into runs of batches, of one at least, whose samples of `each` bytes keep to `pace`.
+def _bytes_to(batches: Batches, each: Int64s) -> Int64s:
+    """(m + 1,) bytes of all batches before each, of samples of `each` bytes."""
+    if len(each) and not each.strides[0]:  # short ones, all taken to be of the mean
+        return batches.edges * int(each[0])
+    return offsets_of(each)[batches.edges]
+
+
+def _parts(bytes_to: Int64s, pace: Pace) -> Iterator[tuple[int, int, int]]:
+    """Cut batches into runs, of one at least, that keep to `pace`: from, to, and their bytes.
 
     As few as may be, and about as large as one another: so they are read into the same memory.
     """
-    bytes_to = offsets_of(each)[batches.edges]
     start = 0
-    while start < len(batches):
+    while start < len(bytes_to) - 1:
         left = int(bytes_to[-1] - bytes_to[start])
         room = max(pace.room, 1)
         even = math.ceil(left / max(-(-left // room), 1))
@@ -659,5 +664,5 @@ def _parts(batches: Batches, each: Int64s, pace: Pace) -> Iterator[tuple[int, in
         fit, soon = (np.searchsorted(bytes_to, bounds, "right") - 1).tolist()
         enough = int(np.searchsorted(bytes_to, bytes_to[start] + even))
         stop = max(min(fit, enough, max(soon, start + pace.at_once)), start + 1)
-        yield start, stop
+        yield start, stop, int(bytes_to[stop] - bytes_to[start])
         start = stop
