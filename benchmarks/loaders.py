@@ -97,7 +97,10 @@ class Child:
                 self.process.stdin.write("\n")
                 self.process.stdin.flush()
                 most = peak(self.process, PATIENCE_SECONDS)
-                return {**self.answer(), "memory": float(max(most - base, 0))}
+                over = [
+                    float(max(after - before, 0)) for before, after in zip(base, most, strict=True)
+                ]
+                return {**self.answer(), "memory": over[0], "resident": over[1]}
         return self.answer()
 
     def end(self) -> None:
@@ -220,6 +223,7 @@ def as_table(corpus: Corpus, results: Results, workers: list[int], *, flat: bool
         "× best\nother",
         f"first batch\nms, {slashes}",
         f"memory\nMB, {slashes}",
+        f"resident\nMB, {slashes}",
     ]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
@@ -244,6 +248,7 @@ def as_table(corpus: Corpus, results: Results, workers: list[int], *, flat: bool
             *times,
             several("first", 1e3),
             several("memory", 1e-6),
+            several("resident", 1e-6),
         )
     return table
 

@@ -1,8 +1,9 @@
-"""Memory of a process and all that it started, as one number.
+"""Memory of a process and all that it started.
 
-It is what they hold that no file on a disk backs: their own (anonymous) memory, of pages that are
-shared after a fork each process's part, and shared memory, in which workers hand over batches.
-Pages of mapped files are left out, as the kernel may take them back.
+Twice: what they hold that no file on a disk backs, which is their own (anonymous) memory, of pages
+that are shared after a fork each process's part, and shared memory, in which workers hand over
+batches; and with pages of mapped files, which the kernel may take back when it needs them. The
+second is what `top` shows as resident.
 """
 
 from __future__ import annotations
@@ -11,38 +12,49 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 EVERY_SECONDS = 0.05
 
 
-def held_by(root: psutil.Process) -> int:
-    """Bytes that a process and its descendants hold now."""
+class Held(NamedTuple):
+    """Bytes of memory."""
+
+    own: int  #: that no file backs
+    resident: int  #: with pages of mapped files
+
+
+def held_by(root: psutil.Process) -> Held:
+    """What a process and its descendants hold now."""
     processes = [root]
     try:
         processes += root.children(recursive=True)
     except psutil.Error:
-        return 0
-    total = 0
+        return Held(0, 0)
+    own = resident = 0
     mapped: set[tuple[int, int]] = set()
     opened: dict[tuple[int, int], int] = {}
     for process in processes:
         folder = Path(f"/proc/{process.pid}")
         try:
-            total += _proportional(folder / "smaps_rollup")
+            held = _proportional(folder / "smaps_rollup")
+            own, resident = own + held.own, resident + held.resident
             mapped |= _mapped(folder / "maps")
             opened |= _opened(folder / "fd")
         except (OSError, KeyError):  # it has just ended
             continue
     # Batches under way: sent by one process and not yet mapped by another.
-    return total + sum(size for file, size in opened.items() if file not in mapped)
+    sent = sum(size for file, size in opened.items() if file not in mapped)
+    return Held(own + sent, resident + sent)
 
 
-def _proportional(rollup: Path) -> int:
+def _proportional(rollup: Path) -> Held:
     lines = (line.split() for line in rollup.read_text().splitlines()[1:])
     kibibytes = {line[0]: int(line[1]) for line in lines}
-    return 1024 * (kibibytes["Pss_Anon:"] + kibibytes["Pss_Shmem:"])
+    own = kibibytes["Pss_Anon:"] + kibibytes["Pss_Shmem:"]
+    return Held(1024 * own, 1024 * kibibytes["Pss:"])
 
 
 def _mapped(maps: Path) -> set[tuple[int, int]]:
@@ -69,15 +81,16 @@ def _opened(descriptors: Path) -> dict[tuple[int, int], int]:
     return found
 
 
-def peak(process: subprocess.Popen[str], seconds: float) -> int:
+def peak(process: subprocess.Popen[str], seconds: float) -> Held:
     """The most that a process and its descendants hold until it ends, looked at 20 times a second.
 
-    A peak that is shorter may be missed. After `seconds` it looks no more.
+    The most of either, not at one time. A peak that is shorter may be missed. After `seconds` it
+    looks no more.
     """
     root = psutil.Process(process.pid)
-    most = 0
+    most = Held(0, 0)
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
-        most = max(most, held_by(root))
+        most = Held(*map(max, most, held_by(root)))
         time.sleep(EVERY_SECONDS)
     return most

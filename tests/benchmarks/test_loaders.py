@@ -121,10 +121,15 @@ def test_padding_is_the_same_from_samples_and_from_what_a_worker_hands_over(size
 
 
 HOLDING = """
-import os, sys
+import mmap, os, sys, tempfile
 shared = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
 os.write(shared, b"1" * 10_000_000)  # nobody has mapped it
 own = b"1" * 20_000_000
+file = tempfile.TemporaryFile(dir=".")
+file.write(b"1" * 50_000_000)
+file.flush()
+pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+sum(pages[::4096])
 if os.fork() == 0:
     own_of_child = b"2" * 30_000_000
     print("ready", flush=True)
@@ -133,15 +138,17 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="Linux alone has it")
-def test_memory_is_that_of_all_processes_and_of_what_is_between_them():
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", HOLDING], stdin=pipe, stdout=pipe) as process:
+def test_memory_is_that_of_all_processes_and_of_what_is_between_them(tmp_path):
+    pipe, how = subprocess.PIPE, [sys.executable, "-c", HOLDING]
+    with subprocess.Popen(how, stdin=pipe, stdout=pipe, cwd=tmp_path) as process:
         process.stdout.readline()
         held = memory.held_by(psutil.Process(process.pid))
         process.stdin.close()
 
     # Two interpreters take some, too: what they share after the fork counts once.
-    assert 60e6 <= held < 80e6
+    assert 60e6 <= held.own < 80e6
+    # And the file that is mapped, and libraries.
+    assert held.own + 50e6 <= held.resident < held.own + 70e6
 
 
 def test_a_run_prints_a_table_and_writes_its_figures_and_a_plot(tmp_path, capsys):
@@ -159,7 +166,7 @@ def test_a_run_prints_a_table_and_writes_its_figures_and_a_plot(tmp_path, capsys
     assert "pytables EArray, careful" in shown and "EArray, plain" not in shown
     corpus = json.loads(out.read_text())["corpora"]["counts"]
     found = corpus["results"]["pytables EArray, careful"]["0"]
-    assert {"rate", "rates", "first", "memory"} <= set(found)
+    assert {"rate", "rates", "first", "memory", "resident"} <= set(found)
     assert corpus["best"]["ours"][0] == "raggedstore fast, Loader permuted, plain"
     assert picture.read_bytes().startswith(b"\x89PNG")
 
