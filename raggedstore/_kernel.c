@@ -111,12 +111,19 @@ static PyObject *copy(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* How many rows ranges have, whatever their numbers. */
+static int64_t sum_of(const int64_t *starts, const int64_t *stops, int64_t n) {
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (uint64_t)stops[i] - (uint64_t)starts[i];
+    return (int64_t)sum;
+}
+
 /* Copy ranges of rows from chunks that are all at hand, as they come: none is sorted, nor cut before. */
 static PyObject *copy_held(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *chunks, *ends, *targets;
     long long first, each, row;
-    enum { STARTS, OUT, STOPS, PLACES, BUFFERS, EARLY = 16 };
+    enum { STARTS, OUT, STOPS, PLACES, BUFFERS, EARLY = 16, SOME = 64 };
     Py_buffer of[BUFFERS];
     if (!PyArg_ParseTuple(args, "O!LLLy*OOw*", &PyList_Type, &chunks, &first, &each, &row, &of[STARTS],
                           &ends, &targets, &of[OUT]))
@@ -145,14 +152,23 @@ static PyObject *copy_held(PyObject *self, PyObject *args) {
         goto done;
     }
     PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
-    int64_t room = of[OUT].len / row, base = first * each;
+    int64_t room = of[OUT].len / row, base = first * each, all = n;
+    /* A chunk mostly has 2**k rows: to divide takes longer than to copy a few tokens. */
+    int shift = each & (each - 1) ? -1 : __builtin_ctzll((unsigned long long)each);
     char *out = of[OUT].buf;
+    if (stops && !places) all = sum_of(starts, stops, n);
+    /* Up to here more may be copied than is wanted, since what belongs there is copied next. */
+    int64_t loose = !places && all >= 0 && all <= room ? all * row : 0;
     for (int64_t i = 0; i < n && !wrong; i++) {
-        /* What is far apart comes late, unless it is asked for early. */
+        /* What is far apart comes late, unless it is asked for early: two lines of the processor's
+           cache, since few ranges lie in one. */
         if (i + EARLY < n && starts[i + EARLY] >= base) {
-            int64_t next = starts[i + EARLY] - base, chunk = next / each;
-            uintptr_t at_byte = (uintptr_t)(next - chunk * each) * (uintptr_t)row;
-            if (chunk < count) __builtin_prefetch((const void *)((uintptr_t)held[chunk].buf + at_byte));
+            int64_t next = starts[i + EARLY] - base, chunk = shift < 0 ? next / each : next >> shift;
+            if (chunk < count) {
+                uintptr_t byte = (uintptr_t)held[chunk].buf + (uintptr_t)(next - chunk * each) * (uintptr_t)row;
+                __builtin_prefetch((const void *)byte);
+                if (stops) __builtin_prefetch((const void *)(byte + SOME - 1));
+            }
         }
         int64_t start = starts[i], stop = stops ? stops[i] : start < INT64_MAX ? start + 1 : -1;
         if (places) at = places[i];
@@ -169,15 +185,18 @@ static PyObject *copy_held(PyObject *self, PyObject *args) {
         }
         if (!within(at, stop - start, room)) wrong = "rows outside of what they are copied to";
         for (start -= base, stop -= base; start < stop && !wrong;) {
-            int64_t chunk = start / each, low = start - chunk * each;
+            int64_t chunk = shift < 0 ? start / each : start >> shift, low = start - chunk * each;
             int64_t rows = stop - start < each - low ? stop - start : each - low;
             if (chunk >= count || !within(low, rows, held[chunk].len / row)) {
                 wrong = "rows outside of the chunks";
                 break;
             }
             const char *from = (const char *)held[chunk].buf + low * row;
-            if (rows * row == 16) memcpy(out + at * row, from, 16);
-            else memcpy(out + at * row, from, (size_t)(rows * row));
+            int64_t size = rows * row, to = at * row;
+            if (size == 16) memcpy(out + to, from, 16);
+            else if (size <= SOME && to + SOME <= loose && low * row + SOME <= held[chunk].len)
+                memcpy(out + to, from, SOME); /* of a size that is known, it is no call */
+            else memcpy(out + to, from, (size_t)size);
             at += rows;
             start += rows;
         }
@@ -593,10 +612,15 @@ static int order_hashes(const uint64_t *given, int64_t n, uint64_t *made, uint64
     while (top < 64 && differ >> top) top++;
     if (top < 32 || n > UINT32_MAX) return 0;
     /* The upper half of each is of the key, the lower says whose it is. */
-    for (int64_t i = 0; i < n; i++) made[i] = (given[i] >> (top - 32)) << 32 | (uint64_t)i;
-    for (int shift = 64 - 2 * BITS; shift < 64; shift += BITS) {
-        int64_t at[SIZE + 1] = {0};
-        for (int64_t i = 0; i < n; i++) at[((made[i] >> shift) & (SIZE - 1)) + 1]++;
+    int64_t counts[2][SIZE + 1] = {{0}};
+    for (int64_t i = 0; i < n; i++) {
+        made[i] = (given[i] >> (top - 32)) << 32 | (uint64_t)i;
+        counts[0][((made[i] >> (64 - 2 * BITS)) & (SIZE - 1)) + 1]++;
+        counts[1][(made[i] >> (64 - BITS)) + 1]++;
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        int64_t *at = counts[pass];
+        int shift = 64 - (2 - pass) * BITS;
         for (int i = 0; i < SIZE; i++) at[i + 1] += at[i];
         for (int64_t i = 0; i < n; i++) other[at[(made[i] >> shift) & (SIZE - 1)]++] = made[i];
         uint64_t *swap = made;
@@ -642,6 +666,84 @@ static PyObject *order_of(PyObject *self, PyObject *args) {
     release(of, 2);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
+}
+
+/* The steps of SplitMix64's mixer. */
+static const uint64_t STEP = 0x9E3779B97F4A7C15, FIRST = 0xBF58476D1CE4E5B9, SECOND = 0x94D049BB133111EB;
+
+/* Numbers hashed, each by itself. */
+static PyObject *hash(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long key, other;
+    Py_buffer of[2]; /* numbers, out */
+    if (!PyArg_ParseTuple(args, "y*KKw*", &of[0], &key, &other, &of[1])) return NULL;
+    int64_t n = of[0].len / 8;
+    const uint64_t *numbers = elements(&of[0], n, 8);
+    uint64_t *out = (uint64_t *)elements(&of[1], n, 8);
+    if (!numbers || !out) PyErr_SetString(PyExc_ValueError, "arrays that don't belong together");
+    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    for (int64_t i = 0; numbers && out && i < n; i++) {
+        uint64_t mixed = numbers[i] * STEP + key;
+        mixed = ((mixed ^ mixed >> 30) * FIRST) ^ other;
+        mixed = (mixed ^ mixed >> 27) * SECOND;
+        out[i] = mixed ^ mixed >> 31;
+    }
+    if (state) PyEval_RestoreThread(state);
+    release(of, 2);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+enum { ABREAST = 8 }; /* values whose rounds are computed side by side: none waits for another */
+
+/* One round: half of each value is scrambled with the other half, and so comes back when it is repeated. */
+static void feistel_round(const uint64_t *from, uint64_t *to, const uint64_t *width, const uint64_t *mask,
+                          uint64_t key) {
+    for (int i = 0; i < ABREAST; i++) {
+        uint64_t mixed = from[i] * STEP + (key ^ width[i]);
+        mixed = (mixed ^ mixed >> 30) * FIRST;
+        mixed = (mixed ^ mixed >> 27) * SECOND;
+        to[i] ^= mixed >> 32 & mask[i];
+    }
+}
+
+/* Values, each below 2**bits of its own, permuted by a Feistel network. */
+static PyObject *permute(PyObject *self, PyObject *args) {
+    (void)self;
+    int back;
+    Py_buffer of[4]; /* values, bits, rounds, out */
+    if (!PyArg_ParseTuple(args, "y*y*y*pw*", &of[0], &of[1], &of[2], &back, &of[3])) return NULL;
+    int64_t n = of[0].len / 8, rounds = of[2].len / 8;
+    const uint64_t *values = elements(&of[0], n, 8), *bits = elements(&of[1], n, 8);
+    const uint64_t *keys = elements(&of[2], rounds, 8);
+    uint64_t *out = (uint64_t *)elements(&of[3], n, 8);
+    int fine = values && bits && keys && out;
+    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    for (int64_t first = 0; fine && first < n; first += ABREAST) {
+        uint64_t width[ABREAST] = {0}, low[ABREAST], mask[2][ABREAST], half[2][ABREAST];
+        int count = n - first < ABREAST ? (int)(n - first) : ABREAST;
+        for (int i = 0; i < ABREAST; i++) {
+            if (i < count) width[i] = bits[first + i];
+            fine = fine && width[i] < 64;
+            low[i] = width[i] / 2 & 31;
+            mask[1][i] = ((uint64_t)1 << low[i]) - 1;
+            mask[0][i] = ((uint64_t)1 << ((width[i] - low[i]) & 63)) - 1;
+            uint64_t value = i < count ? values[first + i] : 0;
+            half[1][i] = value & mask[1][i];
+            half[0][i] = value >> low[i];
+        }
+        for (int64_t r = 0; r < rounds; r++) {
+            int64_t turn = back ? rounds - 1 - r : r;
+            int which = turn % 2;
+            feistel_round(half[!which], half[which], width, mask[which], keys[turn]);
+        }
+        for (int i = 0; i < count; i++) out[first + i] = half[0][i] << low[i] | half[1][i];
+    }
+    if (state) PyEval_RestoreThread(state);
+    release(of, 4);
+    if (fine) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "arrays that don't belong together, or values of 64 bits");
+    return NULL;
 }
 
 static PyObject *cut(PyObject *self, PyObject *args) {
@@ -1069,6 +1171,8 @@ static PyMethodDef methods[] = {
     {"digests", digests, METH_VARARGS, "digests(stored, edges, out): 32 bits of xxh3 of each part"},
     {"measure", measure, METH_VARARGS, "measure(spans, limit, sizes, offsets) -> 0: not within; 2: side by side"},
     {"order", order_of, METH_VARARGS, "order(keys, out): the stable order of 64-bit keys"},
+    {"hash", hash, METH_VARARGS, "hash(numbers, key, other, out)"},
+    {"permute", permute, METH_VARARGS, "permute(values, bits, rounds, back, out)"},
     {"cut", cut, METH_VARARGS, "cut(starts, stops, places, rows, row, chunk, block) -> pieces and runs"},
     {"lay_out", lay_out, METH_VARARGS, "lay_out(pieces, ...) -> what decode takes"},
     {"decode", decode, METH_VARARGS, "decode(file, header, block, ...) -> whether all could be"},

@@ -24,6 +24,7 @@ __all__ = ["compiled", "copy_held", "copy_rows", "digests_of", "is_there", "orde
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Checks = npt.NDArray[np.uint32]
+Hashes = npt.NDArray[np.uint64]
 
 _BLOSC2 = "3."  # versions of the C library that it was tried with
 
@@ -81,6 +82,27 @@ def order_of(keys: Int64s) -> Int64s | None:
     order = np.empty(len(keys), np.int64)
     _compiled.order(_int64s(keys), order)
     return order
+
+
+def hashes_of(numbers: Int64s, key: Hashes) -> Hashes | None:
+    """(n,) uint64: what `training.keys.hashed` gives; None where this is not compiled."""
+    if _compiled is None:
+        return None
+    out = np.empty(len(numbers), np.uint64)
+    _compiled.hash(_int64s(numbers), int(key[0]), int(key[1]), out)
+    return out
+
+
+def permuted(values: Int64s, bits: Int64s, rounds: Hashes, *, back: bool) -> Int64s | None:
+    """(n,) where a Feistel network takes each of `values`, of as many `bits`; or whence, `back`.
+
+    `training.keys` says which. None where this is not compiled.
+    """
+    if _compiled is None:
+        return None
+    out = np.empty(len(values), np.int64)
+    _compiled.permute(_int64s(values), _int64s(bits), rounds, back, out)
+    return out
 
 
 def measure(spans: Int64s, limit: int) -> tuple[Int64s, Int64s, bool] | None:

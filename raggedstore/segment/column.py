@@ -408,8 +408,7 @@ class ColumnReader:
         places: Int64s | None = None,
     ) -> None:
         context = self._context
-        gather(starts, stops, out, self, context.pool, context.threads, places)
-        total = int((stops - starts).sum())
+        total = gather(starts, stops, out, self, context.pool, context.threads, places)
         if total:
             first, last = int(starts[0]), int(stops[-1])
             self.went_on(first if total == last - first else -2, last)

@@ -101,8 +101,8 @@ def gather(
     pool: ThreadPoolExecutor | None,
     threads: int = 2,
     places: Int64s | None = None,
-) -> None:
-    """Put the rows of the ranges ``[starts, stops)`` into `out`.
+) -> int:
+    """Put the rows of the ranges ``[starts, stops)`` into `out`, and say how many they are.
 
     Parameters
     ----------
@@ -113,14 +113,18 @@ def gather(
     pool, threads
         Where to decode besides the caller's own thread, or None; and in how many threads in all.
     places
-        (k,) the row of `out` that each range begins at; one after another if not given.
+        (k,) the row of `out` that each range begins at; one after another, and no row of it is
+        left over, if not given.
     """
     side_by_side = places is None
+    total = len(out) if side_by_side else int((stops - starts).sum())
+    if not total:
+        return 0
+    numbers = reach(starts, stops, source) if source.block_nbytes else range(0)
+    if copy_held(starts, stops, places, out, source, numbers):
+        return total
     if places is None:
         places = offsets_of(stops - starts)[:-1]
-    total = int((stops - starts).sum())
-    if not total:
-        return
     if kernel.is_there() and source.block_nbytes:
         if pool is None or _is_little(total, len(starts), source):
             pool, threads = None, 1
@@ -128,18 +132,15 @@ def gather(
         def read(starts: Int64s, stops: Int64s, out: npt.NDArray[Any], places: Int64s) -> None:
             gather(starts, stops, out, source, pool, threads, places)
 
-        what = (starts, stops, places, out, source, reach(starts, stops, source))
-        if (
-            copy_held(*what)
-            or copy_whole(*what, total, pool, threads)
-            or copy_compact(*what, total, read)
-        ):
-            return
+        what = (starts, stops, places, out, source, numbers, total)
+        if copy_whole(*what, pool, threads) or copy_compact(*what, read):
+            return total
         otherwise = partial(_gather, starts, stops, out, source, None, 1, places)
         tasks = tasks_of(starts, stops, places, out, source, threads, otherwise)
         run(tasks, pool, threads)
     else:
         _gather(starts, stops, out, source, pool, threads, places, side_by_side=side_by_side)
+    return total
 
 
 def _gather(

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raggedstore import kernel
 from raggedstore.errors import UsageError
 from raggedstore.indexing import is_single, stable_order
 
@@ -69,6 +70,9 @@ def derive_key(*numbers: int) -> Key:
 
 def hashed(numbers: Int64s, key: Key) -> Key:
     """(n,) uint64: a hash of each of the (n,) `numbers` under the (2,) `key`, no two the same."""
+    by_kernel = kernel.hashes_of(numbers, key)
+    if by_kernel is not None:
+        return by_kernel
     out = np.empty(len(numbers), np.uint64)
     for i in range(0, len(numbers), _AT_ONCE):
         mixed = numbers[i : i + _AT_ONCE].astype(np.uint64)
@@ -111,7 +115,7 @@ class Keys:
         self._exact = exact
         self._key = key
         bits = np.random.Philox(key=key)
-        self._rounds: list[np.uint64] = list(bits.random_raw(_ROUNDS))
+        self._rounds: Key = bits.random_raw(_ROUNDS)
         self._low: Int64s | None = None  # keys of level 0, once computed
 
     def part(self, n: int, number: int, parts: int) -> Int64s:
@@ -143,7 +147,7 @@ class Keys:
                 continue
             for start in range(0, left, _COUNTED):
                 numbers = np.arange(start, min(start + _COUNTED, left), dtype=np.int64)
-                places = self._permuted(numbers, np.full(len(numbers), level), range(_ROUNDS))
+                places = self._permuted(numbers, np.full(len(numbers), level))
                 below = _key_bits(hashed(numbers + (1 << level), self._key)) >> level
                 keys = (places << (_BITS - level)) | below
                 counts += np.bincount(keys >> (_BITS - split), minlength=parts)
@@ -179,7 +183,7 @@ class Keys:
             places.append(np.arange(first, first + count, dtype=np.int64))
             bits.append(np.full(count, level, np.int64))
         place, level_of = np.concatenate(places), np.concatenate(bits)
-        numbers = self._backwards(place, level_of) + (1 << level_of)
+        numbers = self._permuted(place, level_of, back=True) + (1 << level_of)
         there = np.flatnonzero(numbers < n)
         numbers, place, level_of = numbers[there], place[there], level_of[there]
         below = _key_bits(hashed(numbers, self._key)) >> level_of
@@ -189,12 +193,12 @@ class Keys:
             numbers, keys = numbers[there], keys[there]
         return numbers, keys
 
-    def _backwards(self, places: Int64s, bits: Int64s) -> Int64s:
-        """The numbers that the permutation of `bits` bits takes to `places`, each of its own."""
-        return self._permuted(places, bits, range(_ROUNDS - 1, -1, -1))
-
-    def _permuted(self, values: Int64s, bits: Int64s, turns: range) -> Int64s:
-        """Where the permutation of `bits` bits takes `values`; with its turns reversed, whence."""
+    def _permuted(self, values: Int64s, bits: Int64s, *, back: bool = False) -> Int64s:
+        """Where the permutation of `bits` bits takes each of `values`; or whence it did, `back`."""
+        by_kernel = kernel.permuted(values, bits, self._rounds, back=back)
+        if by_kernel is not None:
+            return by_kernel
+        turns = range(_ROUNDS - 1, -1, -1) if back else range(_ROUNDS)
         out = np.empty(len(values), np.int64)
         for i in range(0, len(values), _AT_ONCE):
             value = values[i : i + _AT_ONCE].astype(np.uint64)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raggedstore as rs
+from raggedstore import kernel
 from raggedstore.training.keys import Keys, check_seed, derive_key, hashed, shuffled
 
 GOLDEN_KEY = [18001877160497339420, 695234760586458207]
@@ -94,3 +95,60 @@ def test_seeds_that_are_none_are_refused(seed: object) -> None:
 def test_the_sizes_of_parts_are_counted_without_making_them(n: int, exact: int, parts: int) -> None:
     keys = Keys(derive_key(n, parts), exact=exact)
     assert keys.sizes(n, parts).tolist() == [len(keys.part(n, i, parts)) for i in range(parts)]
+
+
+WORDS = st.integers(0, 2**64 - 1)
+
+
+@pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+@given(
+    numbers=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20),
+    key=st.tuples(WORDS, WORDS),
+    many=st.booleans(),
+)
+def test_hashes_are_the_same_with_and_without_the_kernel(
+    numbers: list[int], key: tuple[int, int], many: bool
+) -> None:
+    array = np.array(numbers * (1000 if many else 1), np.int64)
+    words = np.array(key, np.uint64)
+
+    by_kernel = hashed(array, words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_compiled", None)
+        np.testing.assert_array_equal(by_kernel, hashed(array, words))
+
+
+@pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+@given(
+    values=st.lists(
+        st.integers(0, 62).flatmap(lambda b: st.tuples(st.integers(0, 2**b - 1), st.just(b))),
+        max_size=30,
+    ),
+    seed=WORDS,
+    back=st.booleans(),
+)
+def test_permutations_are_the_same_with_and_without_the_kernel_and_run_backwards(
+    values: list[tuple[int, int]], seed: int, back: bool
+) -> None:
+    numbers, bits = np.array(values, np.int64).reshape(-1, 2).T
+    keys = Keys(derive_key(seed))
+
+    by_kernel = keys._permuted(numbers, bits, back=back)
+    assert (keys._permuted(by_kernel, bits, back=not back) == numbers).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_compiled", None)
+        np.testing.assert_array_equal(by_kernel, keys._permuted(numbers, bits, back=back))
+
+
+@pytest.mark.skipif(not kernel.is_there(), reason="the kernel is not compiled here")
+def test_the_kernel_permutes_no_values_of_more_than_63_bits_nor_other_arrays() -> None:
+    rounds, three = np.zeros(10, np.uint64), np.zeros(3, np.int64)
+    permute, hash_ = kernel.compiled().permute, kernel.compiled().hash
+    for bits in (-1, 64, 2**62):
+        with pytest.raises(ValueError, match="64 bits"):
+            permute(three, np.full(3, bits), rounds, False, three.copy())
+    for values, widths, out in ((three[:2], three, three), (three, three, three[:2])):
+        with pytest.raises(ValueError, match="belong together"):
+            permute(values, widths, rounds, False, out.copy())
+    with pytest.raises(ValueError, match="belong together"):
+        hash_(three, 1, 2, three[:2].copy())
