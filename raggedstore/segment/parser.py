@@ -5,8 +5,9 @@ do not hold of files that every other tool reads: that names marked as ASCII are
 have as many bits as their bytes and floats are IEEE 754's, that any two numbers named r and i are
 complex, that an object has all that is said of it to itself, that no link leads to another file.
 They are set right in its classes, once; files for which they hold are read as before. It learns of
-bitfields of a byte, as which PyTables keeps bools. And an attribute that it cannot read, which
-nobody may need, is no reason to read nothing.
+bitfields of a byte, as which PyTables keeps bools, and of the indexes of chunks that HDF5 has had
+since 1.10 (`indexes.py`). And an attribute that it cannot read, which nobody may need, is no reason
+to read nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from raggedstore.errors import RaggedStoreError
+from raggedstore.segment.indexes import Layout
 
 __all__ = ["BITS", "parse"]
 
@@ -40,6 +42,9 @@ Original = Callable[..., Any]
 
 _MENDED: dict[str, Original] = {}  #: by module, class and method of pyfive
 _BITFIELD = 4  # of HDF5's classes of datatypes
+_LAYOUT = 8  # of its messages about an object that of where its values lie
+_OLD_INDEXES, _NEWEST = 3, 5  # of that message: up to which version pyfive finds chunks; the last
+_CHUNKED = 2  # of what it says
 _EXTERNAL = 64  # of its types of links, and what others may make of links
 #: Of its messages about an object those that may lie elsewhere, for several objects: of its
 #: dataspace, datatype, fill value (two of them) and filters; and an attribute.
@@ -106,10 +111,49 @@ def _decode_link(decode: Original, data: bytes, offset: int) -> Any:
 
 @_mends("dataobjects.DataObjects._get_data_message_properties")
 def _of_known_version(layout: Original, objects: Any, offset: int) -> Any:
-    """HDF5 2.0 has a fifth version of where data lie."""
-    if (version := objects.msg_data[offset]) > 4:
-        raise NotImplementedError(f"version {version} of data layouts, of HDF5 2 (h5repack)")
-    return layout(objects, offset)
+    """HDF5 2.0 has a fifth version of where data lie, which begins as the fourth does."""
+    if (version := objects.msg_data[offset]) <= _OLD_INDEXES:
+        return layout(objects, offset)
+    if version > _NEWEST:
+        raise NotImplementedError(
+            f"version {version} of data layouts (h5repack rewrites it in an older one)"
+        )
+    return version, None, objects.msg_data[offset + 1], offset + 2
+
+
+@_mends("dataobjects.DataObjects._get_chunk_params")
+def _with_newer_indexes(params: Original, objects: Any) -> None:
+    """Of those of HDF5 1.10 and later it knows nothing."""
+    message = objects.find_msg_type(_LAYOUT)[0]
+    data = objects.msg_data[message["offset_to_message"] :][: message["size"]]
+    if data[0] <= _OLD_INDEXES or data[1] != _CHUNKED:
+        params(objects)
+    elif not objects._chunk_params_set:
+        layout = Layout.of(bytes(data))
+        found = partial(layout.chunks, shape=objects.shape, most=objects.maxshape,
+                        filtered=bool(objects.filter_pipeline))  # fmt: skip
+        # Where it keeps the address of a tree of chunks, for `_build_index`.
+        objects._chunks, objects._chunk_dims = layout.chunk, len(layout.chunk) + 1
+        objects._chunk_address, objects._chunk_params_set = found, True
+
+
+@_mends("h5d.DatasetID._build_index")
+def _by_newer_indexes(build: Original, dataset: Any) -> None:
+    from pyfive.h5d import StoreInfo
+
+    find = getattr(dataset._index_params, "chunk_address", None)
+    if not isinstance(find, partial):
+        build(dataset)
+    elif dataset._index is None:
+        stream = dataset._fh
+        try:
+            found = find(stream)
+        finally:
+            if dataset.posix:
+                stream.close()
+        columns = (found.masks.tolist(), found.offsets.tolist(), found.sizes.tolist())
+        rows = zip(map(tuple, found.places.tolist()), *columns, strict=True)
+        dataset._index = {place: StoreInfo(place, *where) for place, *where in rows}
 
 
 @_mends("datatype_msg.DatatypeMessage._determine_dtype_fixed_point")

@@ -111,13 +111,6 @@ def rebuild_table(
         raise
     except NotImplementedError as error:
         raise FormatError(f"{name}: holds what this parser cannot read: {error}") from None
-    except RuntimeError as error:
-        if "cannot yet read" in str(error):
-            raise FormatError(
-                f"{name}: in a newer format of HDF5 than this parser reads: {error} (h5repack "
-                f"rewrites it in an older one)"
-            ) from None
-        raise CorruptionError(f"{name}: not readable as HDF5: RuntimeError: {error}") from error
     except Exception as error:  # the parser meets whatever a damaged file leads it to
         raise CorruptionError(
             f"{name}: not readable as HDF5: {type(error).__name__}: {error}"
