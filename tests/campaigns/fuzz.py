@@ -17,6 +17,7 @@ end                      the same behind the end of a single file
 frame, blosc, blocks     compressed chunks, and the blocks that are put together from several
 filters                  deflate, shuffle and fletcher32
 hdf5                     files as PyTables, h5py and raggedstore itself write them
+indexes                  where the chunks of files in HDF5's newer formats lie
 store                    whole stores: manifest, list, .idx and segment, whichever it hits
 """
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import io
 import json
 import mmap
 import os
@@ -44,6 +46,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -73,6 +76,7 @@ with following:
     from raggedstore.segment.context import ReadContext
     from raggedstore.segment.file import FileBytes
     from raggedstore.segment.filters import unfilter
+    from raggedstore.segment.parser import parse
     from raggedstore.segment.reader import SegmentReader
     from raggedstore.segment.rebuild import rebuild_table
     from raggedstore.segment.table import SegmentTable, checksum
@@ -448,6 +452,42 @@ def feed_hdf5(data: bytes) -> None:
     read_some(rebuild_table("none", held), held)
 
 
+@cache
+def indexed() -> tuple[tuple[bytes, Callable[[Any], Any]], ...]:
+    """Files of newer formats, and what finds the chunks of their dataset."""
+    found = []
+    for shape, chunks, most, options in (
+        ((600,), (2,), None, {}),
+        ((3000,), (2,), None, {"compression": "gzip"}),
+        ((900,), (2,), (None,), {}),
+        ((5, 300), (2, 3), (6, None), {"compression": "gzip"}),
+        ((90, 40), (3, 3), (None, None), {}),
+        ((90, 40), (3, 3), (None, None), {"compression": "gzip"}),
+    ):
+        stream = io.BytesIO()
+        with h5py.File(stream, "w", libver="v110") as h5:
+            h5.create_dataset("x", shape, "i2", chunks=chunks, maxshape=most, **options)[...] = 1
+        find = parse(stream)["x"].id._index_params.chunk_address
+        found.append((stream.getvalue(), find))
+    return tuple(found)
+
+
+class _Alike(int):
+    """A checksum that holds whatever was changed."""
+
+    __hash__ = int.__hash__
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+def feed_indexes(data: bytes) -> None:
+    _, find = indexed()[data[0] % len(indexed())]
+    with mock.patch("raggedstore.segment.indexes.lookup3", return_value=_Alike()):
+        found = find(io.BytesIO(data[1:]))
+    assert len(found.places) == len(found.offsets) <= len(data)
+
+
 def store_seeds() -> Seeds:
     """The files of a store, each with a byte that says which it is."""
     return [bytes([i]) + data for i, data in enumerate(store_parts())]
@@ -527,6 +567,10 @@ TARGETS = {
     "blocks": Target(frames, feed_blocks, mutated, 400, 70_000),
     "filters": Target(filtered, feed_filters, mutated, 300, 58_000),
     "hdf5": Target(lambda: list(files()), feed_hdf5, mutated, 300, 12_000),
+    "indexes": Target(
+        lambda: [bytes([i]) + data for i, (data, _) in enumerate(indexed())], feed_indexes, mutated,
+        400, 60_000,
+    ),
     "store": Target(store_seeds, feed_store, change_store, 100, 10_000),
 }  # fmt: skip
 
