@@ -49,10 +49,14 @@ _HOLDS = {
     "float32": {"i16", "i24", "f32"},
     "float64": {"i16", "i24", "i32", "f32", "f64"},
 }
-# How many bytes of sound a header has, and how many there are where these are others; and from
-# where on it means that who wrote it did not know.
-_SIZES = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN = 2**31 - 2**13
+# How many bytes of sound a header has, and how many there are where libsndfile says that these are
+# others; of all else it says only how long the file is. Where they take 32 bits, the uppermost mean
+# that who wrote it did not know.
+_SIZES = re.compile(
+    r"^ *(?:data|SSND|Data [Ss]ize) *: (\d+)(?: \(should be (\d+)\))?$", re.MULTILINE
+)
+_LENGTH = re.compile(r"^Length : (\d+)$", re.MULTILINE)
+_UNKNOWN = range(2**31 - 2**13, 2**32)
 # Only an estimate of their length stands in the header.
 _LENGTH_UNSURE = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
@@ -72,9 +76,13 @@ class AudioReader:
     def probe(self, file: SourceFile) -> tuple[str, int]:
         """What the file's header asks for: the width of its values, its number of channels."""
         with self._opened(file) as sound:
-            for size, found in _SIZES.findall(sound.extra_info):
-                if int(found) < int(size) < _UNKNOWN:  # libsndfile takes what there is
-                    raise Unreadable(f"cut off: {found} of {size} bytes of sound are there")
+            length = _LENGTH.search(sound.extra_info)
+            for size, there in _SIZES.findall(sound.extra_info):
+                found = int(there or (length[1] if length else size))
+                if found < int(size) not in _UNKNOWN:  # libsndfile takes what there is
+                    raise Unreadable(
+                        f"cut off: of {size} bytes of sound no more than {found} are there"
+                    )
             return _NEEDS.get(sound.subtype, "i16"), sound.channels
 
     @contextmanager

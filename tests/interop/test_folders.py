@@ -489,9 +489,9 @@ def test_suffixes_of_no_kind_are_taken_with_those_of_one(tmp_path):
         import_folder(tmp_path / "none", tmp_path / "other")
 
 
-@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "FLAC"])
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "FLAC", "W64", "RF64", "CAF"])
 def test_recordings_cut_off_are_skipped_and_streamed_ones_are_not(tmp_path, form):
-    root, suffix = tmp_path / "in", "." + form.lower()
+    root, suffix = tmp_path / "in", {"RF64": ".wav"}.get(form, "." + form.lower())
     root.mkdir()
     values = rng.integers(-9999, 9999, 5000).astype("int16")
     soundfile.write(root / f"whole{suffix}", values, 8000, format=form, subtype="PCM_16")
