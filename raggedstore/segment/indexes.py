@@ -251,8 +251,15 @@ class _Elements:
         return _entries(addresses, sizes.view("<u8")[:, 0], masks)
 
 
-def _is_set(bits: bytes, number: int) -> bool:
-    return bool(bits[number // 8] & 0x80 >> number % 8)
+def _set_among(bits: bytes, first: int, count: int) -> Iterator[int]:
+    """Which of `count` bits, from number `first` on, are set; counted from that."""
+    low = first // 8
+    part = np.frombuffer(bits, np.uint8)[low : -(-(first + count) // 8)]
+    for at in np.flatnonzero(part).tolist():
+        for bit in range(8):
+            number = (low + at) * 8 + bit - first
+            if part[at] & 0x80 >> bit and 0 <= number < count:
+                yield number
 
 
 def _of_fixed(elements: _Elements, address: int) -> Iterator[_Run]:
@@ -267,10 +274,9 @@ def _of_fixed(elements: _Elements, address: int) -> Iterator[_Run]:
     pages = -(-count // page)
     begin = _PREFIX + -(-pages // 8) + 4
     written = elements.read(block, begin, b"FADB")[_PREFIX:]
-    for number in range(pages):
-        if _is_set(written, number):
-            size = min(page, count - number * page) * width + 4
-            yield number * page, elements.read(block + begin + number * (page * width + 4), size)
+    for number in _set_among(written, 0, pages):
+        size = min(page, count - number * page) * width + 4
+        yield number * page, elements.read(block + begin + number * (page * width + 4), size)
 
 
 def _of_extensible(elements: _Elements, address: int) -> Iterator[_Run]:
@@ -317,10 +323,9 @@ def _of_extensible(elements: _Elements, address: int) -> Iterator[_Run]:
             elif place != UNDEFINED:
                 begin = place + _PREFIX + counted + 4
                 elements.read(place, _PREFIX + counted + 4, b"EADB")
-                for i in range(pages):
-                    if _is_set(written, number * pages + i):
-                        at = begin + i * (page * width + 4)
-                        yield start + i * page, elements.read(at, page * width + 4)
+                for i in _set_among(written, number * pages, pages):
+                    at = begin + i * (page * width + 4)
+                    yield start + i * page, elements.read(at, page * width + 4)
             start += each
 
 
