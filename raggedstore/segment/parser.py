@@ -45,6 +45,7 @@ _BITFIELD = 4  # of HDF5's classes of datatypes
 _LAYOUT = 8  # of its messages about an object that of where its values lie
 _OLD_INDEXES, _NEWEST = 3, 5  # of that message: up to which version pyfive finds chunks; the last
 _CHUNKED = 2  # of what it says
+_LOOKED_UP = "_raggedstore_looked_up"
 _EXTERNAL = 64  # of its types of links, and what others may make of links
 #: Of its messages about an object those that may lie elsewhere, for several objects: of its
 #: dataspace, datatype, fill value (two of them) and filters; and an attribute.
@@ -138,9 +139,13 @@ def _with_newer_indexes(params: Original, objects: Any) -> None:
 
 
 @_mends("h5d.DatasetID._build_index")
-def _by_newer_indexes(build: Original, dataset: Any) -> None:
+def _when_asked(build: Original, dataset: Any) -> None:
+    """The index of chunks, when it is asked for, and not whenever a dataset is looked up."""
     from pyfive.h5d import StoreInfo
 
+    if not hasattr(dataset, _LOOKED_UP):  # called as it is made
+        setattr(dataset, _LOOKED_UP, True)
+        return
     find = getattr(dataset._index_params, "chunk_address", None)
     if not isinstance(find, partial):
         build(dataset)

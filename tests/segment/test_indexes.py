@@ -209,6 +209,21 @@ def test_samples_in_files_of_newer_formats_are_read(
             np.testing.assert_array_equal(got, want)
 
 
+def test_an_index_is_read_once_for_a_file_that_is_opened(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    find = Layout.chunks
+
+    def counted(*args: Any, **options: Any) -> Any:
+        read.append(1)
+        return find(*args, **options)
+
+    monkeypatch.setattr(Layout, "chunks", counted)
+    with rs.open(indexed) as file:
+        assert len(file["x"][:]) and len(read) == 1
+
+
 INDEXED = ["a fixed array of pages", "an extensible array of many blocks", "a tree of two levels"]
 
 
