@@ -89,7 +89,6 @@ class ReadContext:
         self.lock = threading.Lock()
         self._pool, self._pool_pid = None, 0
         self.cache.after_fork()
-        self.files.after_fork()
 
 
 _shares = threading.local()

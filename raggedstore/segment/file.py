@@ -5,15 +5,18 @@ decoding, and for that a disk error or a file cut short is an exception and not 
 ends the interpreter, and pages read do not count as the reader's memory.
 
 A reader of thousands of segments must not hold thousands of descriptors: `OpenFiles` keeps the
-last few used. A descriptor is closed when nobody holds its `Descriptor` any more, so one that
-is dropped in the middle of another thread's read stays open until that read is done.
+last few used, and all are forgotten where the process may open no more. A descriptor is closed when
+nobody holds its `Descriptor` any more, so one that is dropped in the middle of another thread's
+read stays open until that read is done.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -40,7 +43,7 @@ class Descriptor:
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
         self.number = -1
         # Without O_NONBLOCK the opening of a pipe would wait for somebody to write into it.
-        self.number = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        self.number = _opened(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self.number).st_mode):
             self.close()
             raise CorruptionError(f"{path}: not a regular file")
@@ -63,6 +66,18 @@ class Descriptor:
     __del__ = close
 
 
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    with suppress(RuntimeError):  # another thread has just added to them: some will do
+        for files in _all:
+            files.clear()
+    return os.open(path, flags, 0o666)
+
+
 class OpenFiles:
     """The descriptors used last, at most `limit` of them; safe from many threads."""
 
@@ -70,17 +85,21 @@ class OpenFiles:
         self._limit = limit
         self._open: OrderedDict[Path, Descriptor] = OrderedDict()
         self._lock = threading.Lock()
+        _all.add(self)
 
     def get(self, path: Path) -> Descriptor:
         """The descriptor of a file, opened if it is not open."""
         with self._lock:
             found = self._open.get(path)
-            if found is None:
-                found = self._open[path] = Descriptor(path)
-                if len(self._open) > self._limit:
-                    self._open.popitem(last=False)
-            else:
+            if found is not None:
                 self._open.move_to_end(path)
+                return found
+        opened = Descriptor(path)  # which may have all of these forgotten
+        with self._lock:
+            found = self._open.setdefault(path, opened)  # another thread may have been at it, too
+            self._open.move_to_end(path)
+            if len(self._open) > self._limit:
+                self._open.popitem(last=False)
             return found
 
     def clear(self) -> None:
@@ -91,6 +110,17 @@ class OpenFiles:
     def after_fork(self) -> None:
         """Make the lock new in a forked child; the descriptors are as good there."""
         self._lock = threading.Lock()
+
+
+_all: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for files in list(_all):
+        files.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class FileBytes:

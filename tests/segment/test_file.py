@@ -2,10 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import raggedstore as rs
 from raggedstore.segment.file import Descriptor, FileBytes, OpenFiles
 
 
@@ -55,3 +58,24 @@ def test_a_file_stays_open_while_it_is_read_whatever_others_open(
     out = bytearray(2)
     data.read_into(0, memoryview(out))
     assert out == b"aa"
+
+
+FEW = """
+import resource, sys
+import raggedstore as rs
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+stores = [rs.open(path) for path in sys.argv[1:]]
+for _ in range(2):
+    for store in stores:
+        assert [sample["n"] for sample in store] == list(range(30)), store
+"""
+
+
+def test_stores_of_more_segments_than_a_process_may_open_are_read_together(tmp_path: Path) -> None:
+    for name in "abc":
+        store = rs.create(tmp_path / name, {"n": rs.Field("int64")})
+        for i in range(30):
+            with store.writer() as writer:
+                writer.append({"n": i})
+    stores = [str(tmp_path / name) for name in "abc"]
+    subprocess.run([sys.executable, "-c", FEW, *stores], check=True)
