@@ -138,7 +138,8 @@ def as_positions(key: Any, length: int, *, what: str = "sample") -> Positions:
         bad = high if high >= length else low
         raise OutOfRangeError(f"{what} index {bad} is out of range for length {length}")
     positions = array.astype(np.int64)
-    positions[positions < 0] += length
+    if low < 0:
+        positions[positions < 0] += length
     return positions
 
 

@@ -58,8 +58,9 @@ class Cover:
         if self._positions is None or (is_rule(self._where) and count > self._asked):
             more = resolve(self._where, self._base, self._asked, count)
             assert more is not None
-            known = more[:0] if self._positions is None else self._positions
-            self._positions, self._asked = np.concatenate([known, more]), count
+            known = self._positions
+            self._positions = more if known is None else np.concatenate([known, more])
+            self._asked = count
         positions = self._positions
         if is_rule(self._where) and count < self._asked:
             positions = positions[: int(np.searchsorted(positions, count))]
