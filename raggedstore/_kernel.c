@@ -62,8 +62,9 @@ static int within(int64_t start, int64_t count, int64_t size) {
     return start >= 0 && count >= 0 && start <= size && count <= size - start;
 }
 
-/* With the interpreter's lock where there is so little to do that others may as well wait. */
-enum { LITTLE = 4096 };
+/* With the interpreter's lock where there is so little to do that others may as well wait: so many
+   numbers, and so many bytes. */
+enum { LITTLE = 4096, LITTLE_COPY = 1 << 20 };
 
 static PyObject *copy(PyObject *self, PyObject *args) {
     (void)self;
@@ -151,7 +152,7 @@ static PyObject *copy_held(PyObject *self, PyObject *args) {
         wrong = "arrays that don't belong together";
         goto done;
     }
-    PyThreadState *state = n > LITTLE ? PyEval_SaveThread() : NULL;
+    PyThreadState *state = n > LITTLE || of[OUT].len > LITTLE_COPY ? PyEval_SaveThread() : NULL;
     int64_t room = of[OUT].len / row, base = first * each, all = n;
     /* A chunk mostly has 2**k rows: to divide takes longer than to copy a few tokens. */
     int shift = each & (each - 1) ? -1 : __builtin_ctzll((unsigned long long)each);
@@ -1062,7 +1063,7 @@ static PyObject *decode_run(PyObject *self, PyObject *args) {
                           &of[CHECKS], &is_checked, &offset, &first, &count, &from, &of[OUT],
                           &of[STORED], &of[DECODED]))
         return NULL;
-    int64_t place = 0, nbytes = of[OUT].len, group[2] = {0, 1}, blocks[2] = {0, count};
+    int64_t place = 0, nbytes = of[OUT].len, start = from, group[2] = {0, 1}, blocks[2] = {0, count};
     Job job = {.block = block, .blocks = count, .pieces = 1, .groups = 1};
     int held = use_file(&job, file, &of[MEMORY]), fine = 0;
     int64_t *numbers = NULL;
@@ -1088,7 +1089,7 @@ static PyObject *decode_run(PyObject *self, PyObject *args) {
             job.sizes = sizes;
             job.raw = (const uint8_t *)(numbers + 2 * count);
             if (is_checked) job.checks = (const uint32_t *)of[CHECKS].buf + first;
-            job.froms = (const int64_t *)&from;
+            job.froms = &start;
             job.counts = &nbytes;
             job.places = &place;
             job.out = of[OUT].buf;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ _BLOSC2 = "3."  # versions of the C library that it was tried with
 
 
 def _load() -> ModuleType | None:
-    if os.environ.get("RAGGEDSTORE_KERNEL") == "0":
+    if os.environ.get("RAGGEDSTORE_KERNEL") == "0" or sys.byteorder != "little":
         return None
     try:
         from raggedstore import _kernel

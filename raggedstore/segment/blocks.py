@@ -251,15 +251,15 @@ class BlockTable:
 
     def check_bounds(self, stored: npt.NDArray[Any]) -> bool:
         """Whether every block lies inside its chunk, of (n_chunks,) `stored` bytes."""
-        edges = self.edges.copy()
-        edges[:, 0] &= ~_RAW
-        wide = edges.astype(np.int64)
-        known = wide[:, 0] > 0
-        fine = (np.diff(wide[known], axis=1) > 0).all() and (
-            wide[known, -1] <= stored[known].astype(np.int64)
-        ).all()
-        sizes = np.diff(wide[known & self.is_raw(slice(None))], axis=1)
-        return bool(fine and (sizes == self.nbytes).all())
+        edges = self.edges[self.known].astype(np.int64)
+        edges[:, 0] &= ~np.int64(_RAW)
+        sizes = np.diff(edges, axis=1)
+        return bool(
+            (edges[:, 0] > 0).all()
+            and (sizes > 0).all()
+            and (edges[:, -1] <= stored[self.known].astype(np.int64)).all()
+            and (sizes[self.is_raw(self.known)] == self.nbytes).all()
+        )
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:

@@ -145,14 +145,12 @@ class FileBytes:
         self.path = path
         self._files = files
         self._whole: memoryview | None = None
+        file = self._descriptor()  # held, or other threads may have it closed before it is used
         try:
-            file = files.get(path)  # held, or other threads may have it closed before it is used
             self.size = os.fstat(file.number).st_size
             if in_memory:
                 self._whole = memoryview(path.read_bytes())
                 self.size = len(self._whole)
-        except CorruptionError:
-            raise
         except OSError as error:
             raise StorageError(f"{path}: could not be read: {error.strerror}") from error
 
@@ -164,8 +162,8 @@ class FileBytes:
         if self._whole is not None:
             piece = self._whole[offset : offset + size]
         else:
+            file = self._descriptor()  # held while it is read
             try:
-                file = self._files.get(self.path)  # held while it is read
                 piece = memoryview(os.pread(file.number, size, offset))
             except OSError as error:
                 raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
@@ -175,12 +173,21 @@ class FileBytes:
 
     def fileno(self) -> int:
         """The descriptor's number, until another file is opened."""
-        return self._files.get(self.path).fileno()
+        return self._descriptor().fileno()
 
     @property
     def source(self) -> Descriptor | memoryview:
         """What it is read from: a descriptor, or memory."""
-        return self._files.get(self.path) if self._whole is None else self._whole
+        return self._descriptor() if self._whole is None else self._whole
+
+    def _descriptor(self) -> Descriptor:
+        """The file's, opened anew where it is not open any more."""
+        try:
+            return self._files.get(self.path)
+        except CorruptionError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
 
     def borrow(self, offset: int, size: int, scratch: Callable[[int], memoryview]) -> memoryview:
         """As `read`, in memory that `scratch` gives; what is in memory already is not copied."""
@@ -193,20 +200,20 @@ class FileBytes:
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `offset`; CorruptionError where the file ends before."""
         done = 0
-        try:
-            if self._whole is not None:
-                piece = self._whole[offset : offset + len(out)]
-                out[: len(piece)] = piece
-                done = len(piece)
-            else:
-                file = self._files.get(self.path)
+        if self._whole is not None:
+            piece = self._whole[offset : offset + len(out)]
+            out[: len(piece)] = piece
+            done = len(piece)
+        else:
+            file = self._descriptor()
+            try:
                 while done < len(out):
                     got = os.preadv(file.number, [out[done:]], offset + done)
                     if not got:
                         break
                     done += got
-        except OSError as error:
-            raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
+            except OSError as error:
+                raise StorageError(f"{self.path}: could not be read: {error.strerror}") from error
         if done < len(out):
             raise CorruptionError(f"{self.path}: ends before byte {offset + len(out)}")
 

@@ -146,6 +146,11 @@ def test_a_table_refuses_blocks_outside_their_chunk() -> None:
     bent = BlockTable(table.header, table.nbytes, table.edges.copy(), table.checks)
     bent.edges[1, 3] = bent.edges[1, 2]
     assert not bent.check_bounds(sizes)
+    # Said not to be compressed, and of no bytes: nothing would be read to where they belong.
+    hollow = BlockTable(table.header, table.nbytes, table.edges.copy(), table.checks)
+    hollow.edges[1] = 0
+    hollow.edges[1, 0] = 2**31
+    assert not hollow.check_bounds(sizes)
 
 
 def test_blocks_of_more_than_a_chunk_can_hold_are_refused() -> None:

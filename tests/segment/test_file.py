@@ -60,6 +60,27 @@ def test_a_file_stays_open_while_it_is_read_whatever_others_open(
     assert out == b"aa"
 
 
+def test_a_file_that_cannot_be_opened_again_is_an_error_of_ours(tmp_path: Path) -> None:
+    path, files = tmp_path / "a", OpenFiles(4)
+    path.write_bytes(b"aaaa")
+    data = FileBytes(path, files)
+    ways = (
+        lambda: data.read(0, 2),
+        lambda: data.read_into(0, memoryview(bytearray(2))),
+        lambda: data.source,
+        data.fileno,
+    )
+    path.unlink()
+    files.clear()
+    for way in ways:
+        with pytest.raises(rs.StorageError, match="a: could not be read: No such file"):
+            way()
+    os.mkfifo(path)
+    for way in ways:
+        with pytest.raises(rs.CorruptionError, match="a: not a regular file"):
+            way()
+
+
 FEW = """
 import resource, sys
 import raggedstore as rs
