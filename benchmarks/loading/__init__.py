@@ -20,11 +20,12 @@ def _all() -> list[Loading]:
     from benchmarks.loading.ours import Direct, ThroughLoaderDataset, ThroughMapDataset
     from benchmarks.loading.vlarray import VLArray
     from benchmarks.loading.windows import H5pyWindows
-    from benchmarks.peers.hdf5 import H5pyFlat, H5pyVlen, PyTables
+    from benchmarks.peers.hdf5 import H5pyContiguous, H5pyFlat, H5pyVlen, PyTables
     from benchmarks.peers.lmdb import Lmdb
 
     # Chunks as in benchmarks/peers, where they were tried out.
     flat, tables = H5pyFlat(2**20), PyTables("blosc:lz4", 2**18)
+    contiguous = H5pyContiguous()
     return [
         Direct("fast", "shuffled", careful=False),
         Direct("fast", "shuffled", careful=True),
@@ -43,7 +44,9 @@ def _all() -> list[Loading]:
         ThroughMapDataset("fast", careful=True),
         Mapped(flat, "h5py flat", careful=False),
         Mapped(flat, "h5py flat", careful=True),
-        H5pyWindows("h5py flat"),
+        H5pyWindows(flat, "h5py flat"),
+        Mapped(contiguous, "h5py contiguous", careful=True),
+        H5pyWindows(contiguous, "h5py contiguous"),
         Mapped(H5pyVlen(), "h5py vlen", careful=False),
         Mapped(H5pyVlen(), "h5py vlen", careful=True),
         Mapped(tables, "pytables EArray", careful=False),

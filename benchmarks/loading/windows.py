@@ -16,7 +16,6 @@ from benchmarks.peers.base import Array, Flat
 from benchmarks.peers.hdf5 import H5pyFlat
 
 BLOCK_BYTES = 2**21
-CHUNK_BYTES = 2**20
 
 
 class Windows(IterableDataset):  # type: ignore[type-arg]
@@ -70,12 +69,14 @@ class H5pyWindows(Loading):
     shuffle = "window"
     modules = ("torch", "h5py", "hdf5plugin")
 
-    def __init__(self, storage: str) -> None:
+    def __init__(self, peer: H5pyFlat, storage: str) -> None:
         self.storage = storage
         self.name = f"{storage}, windows by hand"
+        self.compressed = peer.compressed
+        self._peer = peer
 
     def write(self, folder: Path, corpus: Corpus) -> None:
-        H5pyFlat(CHUNK_BYTES).write(folder, corpus)
+        self._peer.write(folder, corpus)
 
     def epochs(self, folder: Path, setting: Setting) -> Iterator[Iterator[Batch]]:
         loader = data_loader(Windows(folder, setting), setting, None, batch_size=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.peers.array_record import ArrayRecord
 from benchmarks.peers.arrow import ArrowIpc
 from benchmarks.peers.base import Batch, Flat, Peer, Reader
-from benchmarks.peers.hdf5 import H5pyFlat, H5pyVlen, PyTables, PyTablesOnOurs
+from benchmarks.peers.hdf5 import H5pyContiguous, H5pyFlat, H5pyVlen, PyTables, PyTablesOnOurs
 from benchmarks.peers.lance import Lance
 from benchmarks.peers.litdata import LitData
 from benchmarks.peers.lmdb import Lmdb
@@ -28,6 +28,7 @@ _ALL: list[Peer] = [
     PyTables("blosc2:lz4", 2**18),
     PyTablesOnOurs(),
     H5pyFlat(2**20),
+    H5pyContiguous(),
     H5pyVlen(),
     ArrowIpc(None),
     ArrowIpc("lz4"),

@@ -187,6 +187,22 @@ class H5pyFlat(Peer):
         return _H5pyReader(folder / "x.h5", cache_bytes)
 
 
+class H5pyContiguous(H5pyFlat):
+    """The same in one piece: neither in chunks nor compressed, and of a size that is for good."""
+
+    name = "h5py contiguous"
+    compressed = False
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def _create(self, file: Any, name: str, like: Array, rows: int | None) -> Any:
+        return file.create_dataset(name, (rows, *like.shape[1:]), like.dtype)
+
+    def append(self, folder: Path, samples: Iterable[Array], like: Corpus) -> bool:
+        return False
+
+
 class _H5pyReader(FlatReader):
     def __init__(self, path: Path, cache_bytes: int) -> None:
         import h5py
