@@ -134,7 +134,7 @@ class Loader:
         field, a list for text and an ndarray for any other. "padded": ragged fields come as
         ``to_padded()`` makes them, each with ``"<name>_lengths"``, (n,) int64, beside it; where
         other dimensions than the first are ragged, with ``"<name>_shapes"``, (n, d) int64. Or a
-        function that takes the dict; it is called in the reading thread.
+        function that takes the dict; it is called ahead of the loop, by one thread at a time.
     where
         Which samples take part, by default all: a rule such as
         ``"audio.length <= 160000 and label in (1, 2)"``, a function of `Candidates`, a boolean

@@ -215,7 +215,8 @@ class Reader:
     collate
         Makes of the columns of a batch what the loop gets.
     own
-        Whether that is ours, and may be called by two threads at once.
+        Whether that is ours, and may be called by two threads at once. Otherwise it is called by
+        one at a time, as transforms are.
     stages
         Transforms of what is read.
     declared
@@ -244,6 +245,11 @@ class Reader:
         self._samples, self._rule, self._crops = samples, rule, crops
         self._budget, self._measures, self._epoch = budget, measures, epoch
         self._collate, self._stages, self._skip = collate, stages, skip
+        # Both the reading thread and the loop make batches, the loop those that were too large to
+        # lie ready; what is not ours is called by one of them at a time.
+        self._alone = threading.Lock()
+        if not own:
+            self._collate = self._by_one(collate)
         self._forms = Forms(samples.schema, declared)
         self._raw = frozenset(rule.fields if rule.cuts else ())
         self._pace = Pace(budget.read, at_once=stages.batches_at_once, transformed=bool(stages))
@@ -415,7 +421,8 @@ class Reader:
         extents = extents_of(shown, edges, dressed)
         if self._stages:
             picked = [batches.span(i, i + 1).picks for i in range(len(batches))]
-            dressed = self._stages.batches(dressed, picked)
+            with self._alone:
+                dressed = self._stages.batches(dressed, picked)
         made, became = self._collated(dressed)
         if self._stages or not made or any(map(operator.is_not, made, dressed)):
             # Padding counts: it may make ten times as much of what is read.
@@ -451,7 +458,9 @@ class Reader:
         names = list(before)
         samples = [dict(zip(names, row, strict=True)) for row in zip(*before.values(), strict=True)]
         made, good = [], []
-        for i, sample in enumerate(self._stages.samples(samples, picks.take(places))):
+        with self._alone:
+            transformed = self._stages.samples(samples, picks.take(places))
+        for i, sample in enumerate(transformed):
             if isinstance(sample, Failed):
                 loss = Loss(sample.error, sample.message, transform=sample.transform)
                 lost[int(places[i])] = loss
@@ -460,7 +469,15 @@ class Reader:
                 good.append(i)
         if len(good) < len(samples):
             before, places = {}, places[good]
-        return self._forms.join(made, picks.positions[places], before, shown)
+        with self._alone:  # which learns from what it sees
+            return self._forms.join(made, picks.positions[places], before, shown)
+
+    def _by_one(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def alone(batch: Any) -> Any:
+            with self._alone:
+                return collate(batch)
+
+        return alone
 
     def _dressed(
         self, shown: Columns, batches: Batches, there: Int64s | None, edges: Int64s
