@@ -29,6 +29,7 @@ from raggedstore.errors import CorruptionError, FormatError, UsageError
 from raggedstore.indexing import Positions
 from raggedstore.samples import Column, present_one
 from raggedstore.schema import Field
+from raggedstore.segment.context import check_room
 from raggedstore.store.files import storage_errors
 
 __all__ = ["ArrayLike", "Dense", "Files", "Flat", "OnDisk", "on_disk", "ragged_field"]
@@ -204,6 +205,7 @@ class Flat(OnDisk):
 
     def _copied(self, starts: Int64s, stops: Int64s, shapes: Int64s) -> RaggedBatch:
         offsets = offsets_of(stops - starts)
+        check_room(int(offsets[-1]) * self.field.dtype.itemsize)
         values = np.empty(int(offsets[-1]), self.field.dtype)
         copy_ranges(self._values, starts, stops, offsets, values)
         return RaggedBatch.trusted(values, offsets, shapes)
@@ -300,6 +302,7 @@ class Files(OnDisk):
     def _read(self, positions: Positions, low: Int64s | None, shapes: Int64s) -> RaggedBatch:
         """Of each sample the rows from `low` on, as many as its shape says."""
         offsets = offsets_of(shapes.prod(axis=1))
+        check_room(int(offsets[-1]) * self.field.dtype.itemsize)
         values = np.empty(int(offsets[-1]), self.field.dtype)
         raw, size = values.view(np.uint8), self.field.dtype.itemsize
         skipped = np.zeros(len(shapes), np.int64) if low is None else low

@@ -751,6 +751,17 @@ def present(field: Field, column: Column) -> Any:
     return pieces if field.kind == "bytes" else _decoded(pieces)
 
 
+def with_sizes(padded: npt.NDArray[Any], field: Field | None) -> npt.NDArray[Any]:
+    """What was padded of no samples, in the fixed sizes that its field has.
+
+    Samples say how large they are; where there are none, as where all of a batch were set aside, so
+    does the field alone.
+    """
+    if field is None or field.kind != "array" or padded.ndim != 1 + field.ndim:
+        return padded
+    return np.zeros((*padded.shape[:2], *(size or 0 for size in field.shape[1:])), padded.dtype)
+
+
 def present_one(field: Field, value: Any) -> Any:
     """One sample's value as it is shown: text as str or bytes, all else as it is."""
     if field.kind == "array":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from raggedstore.indexing import as_position
 from raggedstore.interop.collate import Collate, Ragged, Rows, to_tensors
 from raggedstore.interop.tensors import RaggedTensors, check_torch_dtype, tensor
 from raggedstore.samples import Samples
+from raggedstore.schema import Field
 from raggedstore.training.elsewhere import Elsewhere, Entry
 from raggedstore.training.loader import Loader
 from raggedstore.training.packing import PackedRows
@@ -176,8 +178,9 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         self._change: int | None = None
         self._rounds, self._fixed = 0, False
         self._phase, self._begun = 0, 0
-        #: Where an iterator begins that has handed over nothing, and as of which change.
-        self._unused: tuple[int, dict[str, Any]] | None = None
+        self._resumes = False  # whether nothing was begun since a state was loaded
+        #: Where an iterator begins that has handed over nothing, as of which change, and it itself.
+        self._unused: tuple[int, dict[str, Any], Callable[[], object]] | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch; TypeError where each has another number of them."""
@@ -206,9 +209,18 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             batches = self._noting(batches)
         state = self.loader.state_dict()
         self._begun = state["batches"] - phase * self.loader.batches_a_step
+        made = self._tensors(batches)
         if info is None:
-            self._unused = self.loader.changes, state
-        return self._tensors(batches)
+            held = _gone if self._resumes else weakref.ref(made)
+            self._unused = self.loader.changes, state, held
+        self._resumes = False
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        unused = self._unused
+        if unused is not None:  # a copy in another process knows of no iterator that is held here
+            unused = None if unused[2]() is not None else (*unused[:2], _gone)
+        return {**self.__dict__, "_unused": unused}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -246,23 +258,23 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
             del batch
 
     def _take_unused(self) -> None:
-        """Begin where an iterator did that has handed over nothing, if nothing was done since.
+        """Begin where an iterator did that is gone, and has handed over nothing.
 
-        It has had no epoch: torchdata makes one and drops it where it goes on from an epoch's end.
+        It has had no epoch: torchdata makes one and drops it where it goes on from an epoch's end,
+        though not before it has the next.
         """
-        if self._unused is not None and self._unused[0] == self.loader.changes:
-            self.loader.load_state_dict(self._unused[1])
+        if self._unused is None:
+            return
+        changes, state, made = self._unused
+        if changes == self.loader.changes and made() is None:
+            self.loader.load_state_dict(state)
 
     def _tensors(self, batches: Iterator[Any]) -> Iterator[Any]:
-        schema = self.loader.samples.schema
+        schema = {**self.loader.samples.schema, **self.loader._declared}
         for batch in batches:
             self._unused = None
             if isinstance(batch, dict):
-                flat: dict[str, Any] = {}
-                for name, column in batch.items():
-                    packed = isinstance(column, PackedRows)
-                    flat.update(column.padded(name) if packed else {name: column})
-                yield to_tensors(flat, self.ragged, schema=schema)
+                yield to_tensors(_unpacked(batch, schema), self.ragged, schema=schema)
             else:
                 yield batch
         self._unused = None
@@ -287,9 +299,29 @@ class LoaderDataset(_IterableDataset):  # type: ignore[misc]
         is_worker = require("torch.utils.data", "torch").get_worker_info() is not None
         if is_worker and self._change is None:
             self._change = self.loader.changes  # as it is where this was copied
-        self._fixed = is_worker
+        self._fixed, self._resumes = is_worker, True
         self.loader.load_state_dict(loader)
         self._phase = phase if is_worker else 0  # one alone has each batch, and workers come new
+
+
+def _gone() -> None:
+    """As a weak reference to what is no more, for another process."""
+
+
+def _unpacked(batch: dict[str, Any], schema: Mapping[str, Field]) -> dict[str, Any]:
+    """The batch with its packed rows padded, and where each sequence lies beside them."""
+    flat: dict[str, Any] = {}
+    for name, column in batch.items():
+        made = {name: column}
+        if isinstance(column, PackedRows):
+            made = column.padded(name, schema.get(name))
+            if taken := [extra for extra in made if extra != name and extra in batch]:
+                raise UsageError(
+                    f"padding adds {taken[0]!r} to field {name!r}, and there is a field of that "
+                    f"name: leave one out by fields="
+                )
+        flat.update(made)
+    return flat
 
 
 def _starter() -> int:

@@ -21,6 +21,7 @@ from raggedstore.errors import UsageError
 from raggedstore.extras import require
 from raggedstore.interop import tensors
 from raggedstore.interop.tensors import tensor
+from raggedstore.samples import with_sizes
 from raggedstore.schema import Field, Schema
 
 __all__ = ["Collate", "Ragged", "Rows", "to_tensors"]
@@ -160,8 +161,10 @@ class Collate:
                     multiple_of=self.multiple_of,
                     time_first=self.time_first,
                 )
-                made[name] = tensor(padded, what)
                 field = None if schema is None else schema.get(name)
+                if not len(column):
+                    padded = with_sizes(padded, field)
+                made[name] = tensor(padded, what)
                 self._add_beside(made, name, column, field, batch)
         return made
 
@@ -226,7 +229,10 @@ class Collate:
         names: Container[str],
     ) -> None:
         """Add what comes beside the padded field `name`: its lengths or shapes, its mask."""
-        several = extent.ragged_ndim > 1 if field is None else None in field.shape[1:]
+        if field is None or field.ndim != extent.ndim:  # or a transform made it something else
+            several = extent.ragged_ndim > 1
+        else:
+            several = None in field.shape[1:]
         beside: dict[str, npt.NDArray[Any]] = (
             {"shapes": extent.shapes} if several else {"lengths": extent.lengths}
         )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from raggedstore.batch import RaggedBatch, copy_ranges, offsets_of
 from raggedstore.casting import as_array
 from raggedstore.errors import SampleError, UsageError
-from raggedstore.samples import present
+from raggedstore.samples import present, with_sizes
 from raggedstore.schema import Field, Schema
 from raggedstore.training.batching import Rule
 from raggedstore.training.packing import PackedRows
@@ -439,11 +439,14 @@ class _Padded:
         padded: Columns = {}
         for name, column in columns.items():
             if isinstance(column, PackedRows):
-                made = column.padded(name)
+                made = column.padded(name, self._fields.get(name))
                 padded.update((extra, self._turned(array)) for extra, array in made.items())
             elif isinstance(column, RaggedBatch):
                 multiple = self._rule.multiple_of if name in self._rule.fields else 1
-                padded[name] = self._turned(column.to_padded(multiple_of=multiple))
+                array = column.to_padded(multiple_of=multiple)
+                if not len(column):
+                    array = with_sizes(array, self._fields.get(name))
+                padded[name] = self._turned(array)
                 extra = self._beside(name, column.ndim)
                 _check_free(name, name + extra, columns)
                 padded[name + extra] = column.shapes if extra == "_shapes" else column.lengths

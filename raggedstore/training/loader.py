@@ -34,7 +34,6 @@ from raggedstore.training.covering import Cover, check_grows, parts_of
 from raggedstore.training.crops import Crop
 from raggedstore.training.dealing import Cursor, Dealt, Even, Plan, Share, deal
 from raggedstore.training.elsewhere import Elsewhere
-from raggedstore.training.keys import check_seed
 from raggedstore.training.mixture import Mixed, Mixture
 from raggedstore.training.orders import ORDER_VERSION, Order, Outlook, Sequential
 from raggedstore.training.picks import Batches, Picks
@@ -57,6 +56,15 @@ _SLACK = 0.95
 _LARGE = 2**15
 _STATE = 1
 _START = Cursor()
+_MOST_EPOCHS = 2**32  # all the samples of so many can be counted
+
+
+def _checked_epoch(epoch: Any) -> int:
+    """`epoch` as an int; UsageError where it is none that a loader counts to."""
+    number = at_least(0, epoch, "epoch")
+    if number > _MOST_EPOCHS:
+        raise UsageError(f"epoch must be at most 2**32, got {number}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +393,8 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`, counted from 0, from its beginning."""
-        self._place, self._ended = _Progress(check_seed(epoch, what="epoch")), True
+        epoch = _checked_epoch(epoch)
+        self._place, self._ended = _Progress(epoch), True
         self._rejoined = None
         self._since = min(self._since, epoch)
         self._eras = tuple(era for era in self._eras if era.since < epoch)
@@ -712,7 +721,10 @@ class Loader:
             ):
                 self._eras += (_Era(self._since, self._count, self.geometry),)
             self._since = self._progress.epoch
+            was_empty = not len(self.samples)
             self._cover(count)
+            if was_empty:
+                self._geometry = None  # nothing could be measured
             if self._geometry is not None:
                 fresh = self._measure()
                 if fresh["order"].get("windows", 0) > 2 * self._geometry["order"].get("windows", 0):
@@ -821,6 +833,7 @@ class Loader:
                 for name in ("epoch", "batches", "unit", "given", "samples", "batches_a_step")
             ]
             epoch, batches, unit, given, count, _ = numbers
+            _checked_epoch(epoch)
             has = at_least(0, state.get("has", 0), "has")
             since = min(at_least(0, state.get("since", 0), "since"), epoch)
             newest = state.get("refreshed")
@@ -884,7 +897,7 @@ class Loader:
             begun = self._begun_elsewhere
             number = self._progress.epoch if begun is None else begun
         else:
-            number = check_seed(epoch, what="epoch")
+            number = _checked_epoch(epoch)
         if number == self._rejoined:
             raise UsageError(
                 f"epoch {number} was begun by another number of processes, so that its batches "

@@ -227,8 +227,10 @@ class Shuffled(Order):
         object.__setattr__(self, "seed", check_seed(self.seed))
         if parse_bytes(self.window, what="window") < 1:
             raise UsageError(f"a window has 1 byte at least, got {self.window!r}")
-        if self.lanes is not None and check_seed(self.lanes, what="lanes") < 1:
-            raise UsageError("there is 1 lane at least")
+        if self.lanes is not None:
+            object.__setattr__(self, "lanes", check_seed(self.lanes, what="lanes"))
+            if self.lanes < 1:
+                raise UsageError("there is 1 lane at least")
 
     def measure(self, outlook: Outlook) -> Geometry:
         window = min(parse_bytes(self.window), outlook.window_bytes)

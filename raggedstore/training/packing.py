@@ -18,7 +18,8 @@ import numpy.typing as npt
 from raggedstore.batch import RaggedBatch, expand_ranges, offsets_of
 from raggedstore.errors import UsageError
 from raggedstore.indexing import at_least, stable_order
-from raggedstore.schema import Schema
+from raggedstore.samples import with_sizes
+from raggedstore.schema import Field, Schema
 from raggedstore.training.batching import Pool, Rule
 from raggedstore.training.keys import Key, shuffled
 from raggedstore.training.picks import Batches, Picks, names_of
@@ -321,10 +322,11 @@ class PackedRows:
         """(rows, length): True where there is data."""
         return self._spread(np.ones(int(self.lengths.sum()), np.bool_), False)
 
-    def padded(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        """`to_padded`, `segments` and `positions` as fields called after `name`."""
+    def padded(self, name: str, field: Field | None = None) -> dict[str, npt.NDArray[Any]]:
+        """`to_padded`, `segments` and `positions` as fields called after `name`, of `field`."""
+        steps = self.to_padded()
         return {
-            name: self.to_padded(),
+            name: steps if len(self.batch) else with_sizes(steps, field),
             f"{name}_segments": self.segments(),
             f"{name}_positions": self.positions(),
         }

@@ -179,19 +179,24 @@ class Windowed(Rule):
         """One batch for each turn, with a row for every stream."""
         assert picks.starts is not None and picks.stops is not None and picks.rows is not None
         # A stream that has run out shows nothing of what it played last, or of any sample.
-        columns = [np.zeros((turns, streams), np.int64) for _ in range(3)]
-        if len(picks):
-            columns[0][:] = picks.positions[0]
-        columns[1][:] = columns[2][:] = BEYOND
+        first = picks.positions[0] if len(picks) else 0
         place = (turn, picks.rows)
-        for column, known in zip(
-            columns, (picks.positions, picks.starts, picks.stops), strict=True
-        ):
+
+        def spread(known: Int64s, otherwise: int) -> Int64s:
+            column = np.full((turns, streams), otherwise, np.int64)
             column[place] = known
+            return column.reshape(-1)
+
         rows = np.tile(np.arange(streams, dtype=np.int64), turns)
         edges = np.arange(turns + 1, dtype=np.int64) * streams
-        positions, starts, stops = (column.reshape(-1) for column in columns)
-        return Batches(Picks(positions, starts, stops, rows), edges)
+        made = Picks(
+            spread(picks.positions, int(first)),
+            spread(picks.starts, BEYOND),
+            spread(picks.stops, BEYOND),
+            rows,
+            None if picks.turns is None else spread(picks.turns, 0),
+        )
+        return Batches(made, edges)
 
 
 def first_to_end(busy: Int64s, windows: Int64s) -> Int64s:

@@ -623,10 +623,33 @@ def test_a_mask_is_looked_at_once_and_not_for_every_state(
 ) -> None:
     loader = Loader(store, where=np.arange(COUNT) % 2 == 0, batch=10)
     states = [loader.state_dict()]
-    monkeypatch.setattr("raggedstore.training.covering.hashlib", None)
+    monkeypatch.setattr("raggedstore.training.covering.xxhash", None)
     for _ in loader:
         states.append(loader.state_dict())
     assert len({state["options"]["where"] for state in states}) == 1
+
+
+def test_quantiles_are_measured_once_there_are_samples(tmp_path: Path) -> None:
+    with rs.create(tmp_path / "store", {"a": rs.Field("u1", (None,))}) as store:
+        loader = Loader(store, batch=Bucketed("a", 8, quantiles=4), follow=True)
+        assert list(loader) == [] and loader.geometry["batch"]["edges"] == []
+        with store.writer() as writer:
+            writer.extend({"a": np.zeros(n, "u1")} for n in range(10, 510))
+        assert sum(len(batch["a"]) for batch in loader) == 500
+        assert len(loader.geometry["batch"]["edges"]) == 3
+
+
+def test_states_are_plain_whatever_the_numbers_were_given_as(store: rs.Store) -> None:
+    loader = Loader(store, order=Shuffled(0, lanes=np.int64(2)), batch=10)
+    loader.set_epoch(np.int64(3))
+    state = json.loads(json.dumps(loader.state_dict()))
+    same = Loader(store, order=Shuffled(0, lanes=2), batch=10)
+    same.load_state_dict(state)
+    assert same.epoch == 3
+    with pytest.raises(rs.UsageError, match=r"epoch must be at most 2\*\*32"):
+        loader.set_epoch(2**32 + 1)
+    with pytest.raises(rs.UsageError, match=r"epoch must be at most 2\*\*32"):
+        same.load_state_dict({**state, "epoch": 2**40})
 
 
 def test_quantiles_are_those_of_cropped_samples(tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ def test_a_few_samples_that_are_long_do_not_take_a_read_beyond_the_budget(
     assert most < 32 * MB + 3 * largest + 32 * MB
 
 
+@pytest.mark.parametrize("order", ["Shuffled(0)", "Permuted(0)"])
+def test_nor_do_they_where_samples_lie_in_an_array(tail: Path, order: str) -> None:
+    items = "rs.Items({'x': store['x'].batch(slice(None))})"
+    loader = f"Loader({items}, order={order}, batch=32, budget='32MB')"
+    most, largest, batches = taken(tail, loader)
+    assert batches == 100_000 // 32
+    assert most < 32 * MB + 3 * largest + 32 * MB
+
+
 @pytest.mark.parametrize("batch", [8, 32])
 @pytest.mark.parametrize("order", ["Shuffled(0)", "Permuted(0)"])
 def test_padding_to_a_few_long_samples_is_made_as_it_is_asked_for(

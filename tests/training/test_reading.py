@@ -70,8 +70,8 @@ def test_what_is_not_ours_is_called_by_one_thread_at_a_time(where: str, tmp_path
         collate=called if where == "collate" else "ragged",
     )
     if where != "collate":
-        threads = 2 if where == "batches in threads" else 1
-        loader = loader.map(called, per="sample" if where == "samples" else "batch", threads=threads)
+        per = "sample" if where == "samples" else "batch"
+        loader = loader.map(called, per=per, threads=2 if where == "batches in threads" else 1)
     count = 0
     for batch in loader:
         assert (batch["n"] == np.arange(count, count + len(batch["n"]))).all()

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raggedstore as rs
-from raggedstore.training import Loader, Permuted, Sequential, Shuffled, Windowed
+from raggedstore.training import (
+    Crop,
+    Loader,
+    Permuted,
+    Sequential,
+    Shuffled,
+    Weighted,
+    Windowed,
+)
 from raggedstore.training.picks import Picks
 from raggedstore.training.recurrent import BEYOND, first_to_end
 from tests.training.test_batching import Epoch, epochs, planned
@@ -157,6 +165,21 @@ def streams_of(loader: Loader) -> list[list[int]]:
             assert not (reset and len(x)) or x[0] == 100 * i
             row += x.tolist()
     return rows
+
+
+def test_each_turn_of_a_sample_is_cropped_anew(tmp_path: Path) -> None:
+    schema = {"a": rs.Field("i4", (None,)), "b": rs.Field("i4", (None,))}
+    with rs.create(tmp_path / "s", schema) as store:
+        with store.writer() as writer:
+            writer.append({"a": np.arange(4), "b": np.arange(1000)})
+        loader = Loader(
+            store,
+            order=Weighted([1.0], count=10),
+            batch=Windowed("a", 4, streams=1),
+            crop=Crop("b", 2),
+        )
+        firsts = [int(batch["b"][0][0]) for batch in loader]
+    assert len(firsts) == 10 and len(set(firsts)) > 5
 
 
 @pytest.mark.parametrize("order", [Sequential(), Permuted(1), Shuffled(1, window=900)])

@@ -284,6 +284,19 @@ def test_a_batch_that_loses_all_comes_empty_and_in_step(store: rs.Store) -> None
     assert len(empty["i"]) == 0
 
 
+@pytest.mark.parametrize("batch", [10, Packed("x", 4, rows=2)])
+def test_a_batch_that_loses_all_is_as_wide_as_others(batch: Any, tmp_path: Path) -> None:
+    with rs.create(tmp_path / "s", {"x": rs.Field("f4", (None, 3)), "i": rs.Field("i8")}) as store:
+        with store.writer() as writer:
+            writer.extend({"x": np.ones((2, 3), "f4"), "i": i} for i in range(20))
+        damaged = Damaged(store, {"x": set(range(10))})
+        for collate in ("padded", "ragged"):
+            loader = Loader(damaged, batch=batch, on_error="skip", collate=collate)
+            made = list(loader if collate == "padded" else rs.torch.LoaderDataset(loader))
+            assert sum(len(some["i"]) for some in made) == 10
+            assert {some["x"].shape[2] for some in made} == {3}
+
+
 def test_errors_of_batches_and_interrupts_are_raised(store: rs.Store) -> None:
     def interrupted(sample: dict[str, Any]) -> dict[str, Any]:
         raise KeyboardInterrupt

@@ -309,6 +309,38 @@ def test_an_iterator_that_hands_over_nothing_has_had_no_epoch(
     assert [first, *later] == [plain(loading(whole, 0)) for _ in range(3)]
 
 
+def test_iterators_side_by_side_have_an_epoch_each(store: rs.Store) -> None:
+    dataset = LoaderDataset(loader_of(store))
+    want = [plain(dataset) for _ in range(2)]
+    data = loading(LoaderDataset(loader_of(store)), 0)
+    both = [plain(batches) for batches in zip(data, data, strict=True)]
+    assert both == [list(batches) for batches in zip(*want, strict=True)]
+
+
+def test_positions_of_packed_rows_do_not_take_the_place_of_a_field(tmp_path: Path) -> None:
+    schema = {"x": rs.Field("i4", (None,)), "x_positions": rs.Field("i4", (None,))}
+    with rs.create(tmp_path / "s", schema) as store:
+        with store.writer() as writer:
+            writer.append({"x": np.arange(3), "x_positions": np.arange(2)})
+        dataset = rs.torch.LoaderDataset(Loader(store, batch=Packed("x", 4)))
+        with pytest.raises(rs.UsageError, match="adds 'x_positions' to field 'x'"):
+            next(iter(dataset))
+
+
+def test_what_a_transform_made_of_a_field_has_its_own_shapes(tmp_path: Path) -> None:
+    with rs.create(tmp_path / "s", {"x": rs.Field("i4", (None,))}) as store:
+        with store.writer() as writer:
+            writer.extend({"x": np.arange(n)} for n in (4, 9))
+        loader = Loader(store, batch=2).map(square, per="sample")
+        (batch,) = rs.torch.LoaderDataset(loader)
+    assert batch["x_shapes"].tolist() == [[2, 2], [3, 3]]
+
+
+def square(sample: dict[str, Any]) -> dict[str, Any]:
+    side = int(len(sample["x"]) ** 0.5)
+    return {"x": sample["x"].reshape(side, side)}
+
+
 @pytest.mark.parametrize("after", [0, 2, 3])
 def test_a_datasets_own_state_goes_on_with_workers(store: rs.Store, after: int) -> None:
     begun, again = LoaderDataset(loader_of(store)), LoaderDataset(loader_of(store))
